@@ -1,0 +1,18 @@
+"""GPT-2 in NumPy: forward pass only, no deep-learning framework.
+
+>>> import numpygpt
+>>> model = numpygpt.load("shakespeare")
+>>> print(model.generate("ROMEO:", max_new_tokens=4).ids)  # doctest: +SKIP
+
+Start with :func:`load`; read :mod:`numpygpt.model`, which is GPT-2 from top to bottom.
+"""
+
+from . import errors
+from .api import Model, load
+from .cache import Cache
+from .decoding import Generation
+from .params import Config, Params
+
+__all__ = ["Cache", "Config", "Generation", "Model", "Params", "__version__", "errors", "load"]
+
+__version__ = "0.1.0"

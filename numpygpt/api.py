@@ -1,0 +1,367 @@
+"""``Model``: the friendly object over the page. Everything a user passes in is checked here."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+
+from . import checkpoints
+from .cache import Cache, segments
+from .decoding import Generation, Settings, decode
+from .errors import ArgumentError, ContextError, TokenError, TokenizerError
+from .feed import CHUNK, feed, feed_last, planner_for, unembed_rows
+from .model import forward, unembed
+from .params import Array, Config, Params
+from .plans import Traced
+from .tokenizer import Tokenizer
+
+__all__ = ["Model", "load", "tokenizer_for"]
+
+Prompt: TypeAlias = "str | Sequence[int] | Array"
+
+DTYPES = {"float32": np.float32, "float64": np.float64}
+
+
+def load(source: str | os.PathLike[str], dtype: str = "float32") -> Model:
+    """Load a model.
+
+    Parameters
+    ----------
+    source : str or path
+        The name of a bundled model (``"shakespeare"``); a directory in the Hugging Face layout
+        or a safetensors file; or a Hugging Face name (``"gpt2"``) whose files an earlier
+        download has left on this machine. The network is never used.
+    dtype : {"float32", "float64"}
+        What to compute in. float32 maps float32 files instead of copying them; float64 is the
+        high-precision check.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is no such model.
+    CheckpointError
+        If its files are damaged or do not fit each other.
+
+    Examples
+    --------
+    >>> import numpygpt
+    >>> model = numpygpt.load("shakespeare")
+    >>> model.config.n_layer
+    4
+    """
+    if str(dtype) not in DTYPES:
+        raise ArgumentError(f"dtype must be {' or '.join(map(repr, DTYPES))}, not {dtype!r}")
+    config, params, directory = checkpoints.read(checkpoints.find(source), DTYPES[str(dtype)])
+    return Model(config, params, tokenizer_for(directory, config))
+
+
+def tokenizer_for(directory: pathlib.Path, config: Config) -> Callable[[], Tokenizer] | None:
+    """What makes the tokenizer that belongs to a checkpoint, or None if it has none."""
+    if Tokenizer.locate(directory) is None:
+        # 50304 is 50257 rounded up to a multiple of 128, as nanoGPT and llm.c store it.
+        return Tokenizer.gpt2 if config.vocab_size in (50257, 50304) else None
+
+    def make() -> Tokenizer:
+        tokenizer = Tokenizer.from_directory(directory)
+        if tokenizer.last_id >= config.vocab_size:
+            raise TokenizerError(
+                f"{directory}: the vocabulary has ids up to {tokenizer.last_id}, but the model has "
+                f"{config.vocab_size} tokens: these files do not belong together"
+            )
+        return tokenizer
+
+    return make
+
+
+class Model:
+    """A GPT-2 ready to use.
+
+    Parameters
+    ----------
+    config : Config
+    params : Params
+    tokenizer : Tokenizer, or a function that makes one, optional
+        Only needed where text goes in or comes out; a function is called at the first need.
+
+    Attributes
+    ----------
+    config : Config
+    params : Params
+
+    Examples
+    --------
+    >>> import numpygpt
+    >>> model = numpygpt.load("shakespeare")
+    >>> model.logits(model.tokenizer.encode("My lord")).shape
+    (2, 3072)
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        params: Params,
+        tokenizer: Tokenizer | Callable[[], Tokenizer] | None = None,
+    ):
+        self.config = config
+        self.params = params
+        self._tokenizer = tokenizer
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"Model(n_layer={c.n_layer}, n_head={c.n_head}, n_embd={c.n_embd}, n_ctx={c.n_ctx}, "
+            f"vocab_size={c.vocab_size}, parameters={c.parameter_count}, dtype={self.dtype})"
+        )
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What the model computes in."""
+        dtype: np.dtype[Any] = self.params.wpe.dtype
+        return dtype
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer.
+
+        Raises
+        ------
+        TokenizerError
+            If it has none, or its files are damaged.
+        """
+        if self._tokenizer is not None and not isinstance(self._tokenizer, Tokenizer):
+            self._tokenizer = self._tokenizer()
+        if self._tokenizer is None:
+            raise TokenizerError("this model has no vocabulary files; pass token ids, not text")
+        return self._tokenizer
+
+    # -- numbers -------------------------------------------------------------------------------
+
+    def logits(self, ids: Sequence[int] | Array, last: bool = False, chunk: int = CHUNK) -> Array:
+        """The score of every token as the next one, after each token of `ids`.
+
+        Parameters
+        ----------
+        ids : sequence of int
+            1 to n_ctx token ids.
+        last : bool
+            Only after the last one.
+        chunk : int
+            Most tokens in one forward pass. Changes nothing but rounding; with 1, results do not
+            depend on what else is computed, to the last bit.
+
+        Returns
+        -------
+        (T, V) or (V,) ndarray
+            In nats: differences are log-odds.
+
+        Raises
+        ------
+        TokenError
+            If ids are not integers inside the vocabulary, or there are none.
+        ContextError
+            If there are more than n_ctx.
+        """
+        ids, chunk = self._ids(ids), Settings(chunk=chunk).chunk
+        cache = Cache(self.config, len(ids), self.dtype)
+        planner = planner_for(self.config, len(ids), len(ids), self.dtype, chunk)
+        if last:
+            hidden = feed_last([ids], [cache], self.params, self.config, planner, chunk)
+            only: Array = unembed_rows(hidden, self.params, chunk)[0]
+            return only
+        logits = np.empty((len(ids), self.config.vocab_size), self.dtype)
+        for piece in feed([ids], [cache], self.params, self.config, planner, chunk):
+            rows = slice(piece.start, piece.start + len(piece.hidden))
+            unembed_rows(piece.hidden, self.params, chunk, out=logits[rows])
+        return logits
+
+    def trace(
+        self, ids: Sequence[int] | Array, names: Sequence[str] | None = None
+    ) -> Mapping[str, Array]:
+        """Every intermediate result of one forward pass, by name.
+
+        Parameters
+        ----------
+        ids : sequence of int
+            1 to n_ctx token ids.
+        names : sequence of str, optional
+            Names or shell patterns such as ``"h.*.attn.pattern"``; all if None.
+            :data:`numpygpt.plans.INTERMEDIATES` lists them with their axes and meaning.
+
+        Returns
+        -------
+        dict of str to ndarray
+            In the order of execution.
+
+        Raises
+        ------
+        ArgumentError
+            If a name matches nothing.
+        TokenError, ContextError
+            As for :meth:`logits`.
+
+        Examples
+        --------
+        >>> import numpygpt
+        >>> model = numpygpt.load("shakespeare")
+        >>> trace = model.trace([46, 1, 2], names=["h.0.attn.pattern", "logits"])
+        >>> {name: array.shape for name, array in trace.items()}
+        {'h.0.attn.pattern': (4, 3, 3), 'logits': (3, 3072)}
+        """
+        ids = self._ids(ids)
+        names = [names] if isinstance(names, str) else names
+        cache = Cache(self.config, len(ids), self.dtype)
+        planner = Traced(self.config, len(ids), names, len(ids), self.dtype)
+        laid = segments([len(ids)], [cache])
+        plan = planner.fit(laid)
+        hidden = forward(ids, laid, self.params, self.config, plan)
+        if plan.logits is not None:
+            unembed(hidden, self.params, out=plan.logits)
+        return planner.arrays
+
+    # -- text ----------------------------------------------------------------------------------
+
+    @overload
+    def generate(self, prompt: str | Array, **settings: Any) -> Generation: ...
+    @overload
+    def generate(self, prompt: Sequence[int], **settings: Any) -> Generation: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[str] | Sequence[Sequence[int]], **settings: Any
+    ) -> list[Generation]: ...
+    def generate(
+        self, prompt: Any, *, on_step: Callable[[list[int]], None] | None = None, **settings: Any
+    ) -> Generation | list[Generation]:
+        """Continue a prompt, or several.
+
+        Parameters
+        ----------
+        prompt : str, sequence of int, or a list of these
+            An empty prompt starts from end-of-text, where the tokenizer has one. Special tokens
+            in a text are plain text.
+        on_step : function, optional
+            Called after every step with the new token of each running sequence.
+        **settings
+            The fields of :class:`numpygpt.decoding.Settings`: ``max_new_tokens`` (100),
+            ``temperature`` (None: greedy), ``top_k``, ``seed``, ``stop_ids`` (the tokenizer's
+            end-of-text; ``()`` never stops), ``chunk``.
+
+        Returns
+        -------
+        Generation or list of Generation
+            Each result of a list is the one its prompt would have had alone, up to the rounding
+            of the logits; with ``chunk=1``, exactly.
+
+        Raises
+        ------
+        ContextError
+            If a prompt and ``max_new_tokens`` are together more than n_ctx + 1.
+        TokenError, TokenizerError, ArgumentError
+            If a prompt or a setting is unusable.
+
+        Examples
+        --------
+        >>> import numpygpt
+        >>> model = numpygpt.load("shakespeare")
+        >>> result = model.generate("ROMEO:", max_new_tokens=8)
+        >>> len(result.ids), result.finish_reason
+        (8, 'length')
+        """
+        several = not isinstance(prompt, str | np.ndarray) and any(
+            isinstance(item, str | Sequence | np.ndarray) for item in prompt
+        )
+        prompts = [self._prompt(item) for item in (prompt if several else [prompt])]
+        results = [Generation(ids.tolist()) for ids in prompts]
+        for steps in self._decode(prompts, settings):
+            for step in steps:
+                result = results[step.sequence]
+                result.finish_reason = step.finish or result.finish_reason
+                if step.finish != "stop":
+                    result.ids.append(step.token)
+                    result.logprobs.append(step.logprob)
+            if on_step is not None:
+                on_step([step.token for step in steps])
+        if self._tokenizer is not None:
+            for result in results:
+                result.text = self.tokenizer.decode(result.ids)
+        return results if several else results[0]
+
+    def stream(self, prompt: Prompt, **settings: Any) -> Iterator[str]:
+        """Continue one prompt, piece by piece as the text becomes known.
+
+        Parameters
+        ----------
+        prompt, **settings
+            As for :meth:`generate`.
+
+        Yields
+        ------
+        str
+            Never half a character; joined, the text that :meth:`generate` returns.
+
+        Examples
+        --------
+        >>> import numpygpt
+        >>> model = numpygpt.load("shakespeare")
+        >>> text = "".join(model.stream("ROMEO:", max_new_tokens=8))
+        >>> text == model.generate("ROMEO:", max_new_tokens=8).text
+        True
+        """
+        text = self.tokenizer.stream()
+        for (step,) in self._decode([self._prompt(prompt)], settings):
+            if step.finish != "stop" and (piece := text.feed(step.token)):
+                yield piece
+        if piece := text.end():
+            yield piece
+
+    # -- checks --------------------------------------------------------------------------------
+
+    def _decode(self, prompts: Sequence[Array], settings: dict[str, Any]) -> Iterator[Any]:
+        if unknown := settings.keys() - Settings.__dataclass_fields__.keys():
+            raise ArgumentError(f"generate has no setting {sorted(unknown)[0]!r}")
+        stop = settings.pop("stop_ids", None)
+        if stop is None:
+            end = self.tokenizer.end_of_text if self._tokenizer is not None else None
+            stop = () if end is None else (end,)
+        settings["stop_ids"] = tuple(int(i) for i in self._ids(stop, most=None)) if stop else ()
+        yield from decode(prompts, Settings(**settings), self.params, self.config)
+
+    def _prompt(self, prompt: Prompt) -> Array:
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        if len(ids):
+            return self._ids(ids, most=None)
+        end = self.tokenizer.end_of_text if self._tokenizer is not None else None
+        if end is None:
+            raise TokenError(
+                "the prompt is empty, and this model has no end-of-text token to start from"
+            )
+        return np.array([end])
+
+    def _ids(self, ids: Any, most: int | None = -1) -> Array:
+        """Ids as an array, or an error that says what is wrong with them."""
+        if isinstance(ids, str):
+            raise TokenError(f"expected token ids, received the text {ids[:40]!r}; encode it first")
+        array = np.asarray(ids)
+        if array.ndim != 1 or not array.size:
+            raise TokenError(
+                f"expected one or more token ids in a row, received shape {array.shape}"
+            )
+        if array.dtype.kind not in "iu":
+            raise TokenError(f"token ids must be integers, not {array.dtype}: {array[0]!r} ...")
+        wrong = array[(array < 0) | (array >= self.config.vocab_size)]
+        if wrong.size:
+            raise TokenError(
+                f"token id {wrong[0]} is outside the vocabulary, 0 to {self.config.vocab_size - 1}"
+            )
+        if most is not None and len(array) > self.config.n_ctx:
+            raise ContextError(
+                f"{len(array)} tokens are more than the model's {self.config.n_ctx} positions"
+            )
+        return array.astype(np.intp)

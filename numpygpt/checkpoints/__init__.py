@@ -1,0 +1,12 @@
+"""Reading GPT-2 checkpoints: where they are, what is in them, whether they are sound.
+
+:func:`find` turns a name into a path, :func:`read` turns a path into a config and learned
+arrays, and :func:`inspect` says all that :func:`read` would object to. Nothing in a file is ever
+executed, and nothing here uses the network.
+"""
+
+from .config import parse_config
+from .layout import Checkpoint, Report, inspect, read
+from .locate import bundled, find
+
+__all__ = ["Checkpoint", "Report", "bundled", "find", "inspect", "parse_config", "read"]

@@ -1,0 +1,153 @@
+"""``config.json``: every field that changes the maths is honoured or refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ConfigError, ModelNotFoundError
+from ..params import Config
+
+__all__ = ["parse_config", "parse_json", "read_config"]
+
+# Fields that say something about training, generation defaults, other tasks or the software that
+# wrote the file, and nothing about the forward pass.
+# fmt: off
+HARMLESS = frozenset({
+    "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_name_or_path",
+    "_num_labels", "architectures", "attn_pdrop", "author", "bad_words_ids",
+    "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward", "classifier_dropout",
+    "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype", "early_stopping",
+    "embd_pdrop", "encoder_no_repeat_ngram_size", "eos_token_id",
+    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id",
+    "forced_eos_token_id", "gradient_checkpointing", "id2label", "initializer_range",
+    "is_decoder", "keys_to_ignore_at_inference", "label2id", "length_penalty", "license",
+    "max_length", "min_length", "n_special", "no_repeat_ngram_size", "num_beam_groups",
+    "num_beams", "num_labels", "num_return_sequences", "output_attentions",
+    "output_hidden_states", "output_past", "output_scores", "pad_token_id",
+    "predict_special_tokens", "prefix", "problem_type", "remove_invalid_values",
+    "repetition_penalty", "resid_pdrop", "return_dict", "return_dict_in_generate",
+    "sep_token_id", "summary_activation", "summary_first_dropout", "summary_proj_to_labels",
+    "summary_type", "summary_use_proj", "suppress_tokens", "task_specific_params",
+    "temperature", "tf_legacy_loss", "tokenizer_class", "top_k", "top_p", "torch_dtype",
+    "torchscript", "transformers_version", "typical_p", "unk_token_id", "use_bfloat16",
+    "use_cache",
+    # Changes how a score is rounded, not what it is.
+    "reorder_and_upcast_attn",
+})
+# fmt: on
+
+# Fields that would change the maths, and the values under which they do not.
+INERT: dict[str, tuple[Any, ...]] = {
+    "add_cross_attention": (False, None),
+    "cross_attention_hidden_size": (None,),
+    "is_encoder_decoder": (False, None),
+    "pruned_heads": ({}, None),
+    "quantization_config": ({}, None),
+    "tie_encoder_decoder": (False, None),
+}
+
+FIELDS = {field.name for field in dataclasses.fields(Config)}
+
+
+def parse_json(text: bytes, source: str) -> dict[str, Any]:
+    """A JSON object with distinct keys; anything else is a ConfigError that names `source`."""
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ConfigError(f"{source}: the key {twice!r} stands in it twice")
+        return found
+
+    try:
+        value = json.loads(text, object_pairs_hook=distinct)
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deeply to be read") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{source}: expected JSON, but {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{source}: expected a JSON object, received {type(value).__name__}")
+    return value
+
+
+def parse_config(fields: Mapping[str, Any], source: str = "config") -> Config:
+    """A Config from the fields of a ``config.json``.
+
+    Parameters
+    ----------
+    fields : mapping
+        What the JSON holds.
+    source : str
+        Names the file in messages.
+
+    Returns
+    -------
+    Config
+
+    Raises
+    ------
+    ConfigError
+        If a field asks for what GPT-2 is not, is unknown, is missing or has a wrong value.
+
+    Examples
+    --------
+    >>> parse_config({"vocab_size": 10, "n_positions": 8, "n_embd": 4, "n_layer": 1, "n_head": 2})
+    ... # doctest: +ELLIPSIS
+    Config(vocab_size=10, n_ctx=8, n_embd=4, n_layer=1, n_head=2, n_inner=None, ...)
+    """
+    rest = dict(fields)
+    kind = rest.pop("model_type", "gpt2")
+    if kind != "gpt2":
+        raise ConfigError(f"{source}: model_type is {kind!r}, and numpygpt runs only 'gpt2'")
+    names = rest.get("architectures") or []
+    if not isinstance(names, list) or not all(str(n).startswith("GPT2") for n in names):
+        raise ConfigError(f"{source}: architectures is {names!r}, expected a GPT2 class")
+    for name, inert in INERT.items():
+        if rest.pop(name, None) not in inert:
+            raise ConfigError(
+                f"{source}: {name} = {fields[name]!r} changes the model, and numpygpt has no "
+                f"support for it"
+            )
+    sizes = [(name, rest.pop(name)) for name in ("n_positions", "n_ctx") if name in rest]
+    if len({str(size) for _, size in sizes}) > 1:
+        raise ConfigError(f"{source}: n_positions and n_ctx disagree: {dict(sizes)}")
+    values = {name: rest.pop(name) for name in FIELDS & rest.keys()}
+    unknown = sorted(rest.keys() - HARMLESS)
+    if unknown:
+        raise ConfigError(
+            f"{source}: unknown field {unknown[0]!r} = {str(rest[unknown[0]])[:60]}; numpygpt "
+            f"refuses what it does not know, because it may change the model"
+        )
+    if sizes:
+        values["n_ctx"] = sizes[0][1]
+    required = {"vocab_size", "n_ctx", "n_embd", "n_layer", "n_head"} - values.keys()
+    if required:
+        missing = ", ".join(sorted(required)).replace("n_ctx", "n_positions")
+        raise ConfigError(f"{source}: missing {missing}")
+    try:
+        return Config(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {str(error).removeprefix('config: ')}") from None
+
+
+def read_config(path: pathlib.Path) -> Config:
+    """The Config in a ``config.json`` file."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(2**20 + 1)
+    except FileNotFoundError:
+        raise ModelNotFoundError(
+            f"{path}: not found; a checkpoint needs its config.json beside it"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    if len(text) > 2**20:
+        raise ConfigError(f"{path}: over 1 MiB, which no GPT-2 config is")
+    return parse_config(parse_json(text, str(path)), str(path))

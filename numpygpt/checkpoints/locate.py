@@ -1,0 +1,106 @@
+"""Where a checkpoint is: a path, a bundled model, or a download that is already on this machine."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import pathlib
+
+from ..errors import ModelNotFoundError
+
+__all__ = ["bundled", "find", "weights_directory"]
+
+# Short names and the Hugging Face repositories they stand for.
+KNOWN = {
+    "gpt2": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "distilgpt2": "distilbert/distilgpt2",
+}
+
+
+def weights_directory() -> pathlib.Path:
+    """The ``weights`` directory: inside the package when installed, beside it in a checkout."""
+    package = pathlib.Path(__file__).resolve().parent.parent
+    inside, beside = package / "weights", package.parent / "weights"
+    return inside if inside.is_dir() else beside
+
+
+def bundled() -> list[str]:
+    """Names of the models under :func:`weights_directory`."""
+    return sorted(path.parent.name for path in weights_directory().glob("*/config.json"))
+
+
+def find(name: str | os.PathLike[str]) -> pathlib.Path:
+    """The checkpoint that a user means.
+
+    Parameters
+    ----------
+    name : str or path
+        A directory or file; the name of a bundled model; or a Hugging Face name such as
+        ``"gpt2"`` or ``"org/model"`` that an earlier download has left in the local cache.
+
+    Returns
+    -------
+    pathlib.Path
+
+    Raises
+    ------
+    ModelNotFoundError
+        With the nearest names, or the places searched.
+
+    Examples
+    --------
+    >>> find("shakespeare").name
+    'shakespeare'
+    """
+    path = pathlib.Path(name)
+    text = str(name)
+    shadows = text in bundled() and not (path / "config.json").exists()
+    if path.exists() and not shadows:
+        return path
+    if text in bundled():
+        return weights_directory() / text
+    repository = KNOWN.get(text, text)
+    cached = _cached(repository)
+    if cached is not None:
+        return cached
+    if text in KNOWN or (text.count("/") == 1 and not path.parent.is_dir()):
+        raise ModelNotFoundError(
+            f"{text!r} is not on this machine: not in {weights_directory() / text} and not in the "
+            f"Hugging Face cache {_cache_directory()}. numpygpt never downloads; put config.json, "
+            f"model.safetensors, vocab.json and merges.txt of {repository} into a directory and "
+            f"name that"
+        )
+    near = difflib.get_close_matches(text, [*bundled(), *KNOWN], n=2)
+    if not near and path.parent.is_dir():
+        siblings = [entry.name for entry in path.parent.iterdir()]
+        near = [str(path.with_name(n)) for n in difflib.get_close_matches(path.name, siblings, n=2)]
+    hint = (
+        f"Did you mean {' or '.join(map(repr, near))}?"
+        if near
+        else f"Bundled models: {', '.join(bundled())}"
+    )
+    raise ModelNotFoundError(
+        f"unknown model {text!r}: not a directory or file, not a known name. {hint}"
+    )
+
+
+def _cache_directory() -> pathlib.Path:
+    """Where huggingface_hub keeps downloads; its variables are read at each call."""
+    home = os.environ.get("HF_HOME") or pathlib.Path(
+        os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache", "huggingface"
+    )
+    return pathlib.Path(os.environ.get("HF_HUB_CACHE") or pathlib.Path(home, "hub"))
+
+
+def _cached(repository: str) -> pathlib.Path | None:
+    """The snapshot of a repository that a download left behind; nothing is ever written there."""
+    folder = _cache_directory() / f"models--{repository.replace('/', '--')}"
+    try:
+        revision = (folder / "refs" / "main").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return None
+    snapshot = folder / "snapshots" / pathlib.PurePath(revision).name
+    return snapshot if (snapshot / "config.json").exists() else None

@@ -1,0 +1,73 @@
+"""The command line: ``numpygpt <verb>``, one file for each verb."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from .. import __version__
+from ..errors import CheckpointWarning, NumpyGPTError
+
+__all__ = ["main"]
+
+# Each is a module here with `add(subparsers)`, which declares its options, and `run(args)`.
+VERBS = ("generate", "inspect")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        ``sys.argv[1:]`` if None.
+
+    Returns
+    -------
+    int
+        0 if all went well, 2 if the input was unusable, 130 after Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(
+        prog="numpygpt", description="GPT-2 in NumPy: generate text, look at checkpoints."
+    )
+    parser.add_argument("--version", action="version", version=f"numpygpt {__version__}")
+    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb in VERBS:
+        module = importlib.import_module(f".{verb}", __name__)
+        module.add(subparsers).set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows "?"
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", CheckpointWarning)
+            warnings.showwarning = _show_warning
+            status: int = args.run(args)
+            sys.stdout.flush()
+        return status
+    except NumpyGPTError as error:
+        return _fail(str(error))
+    except MemoryError as error:
+        return _fail(f"out of memory: {error}")
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone. Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _fail(message: str) -> int:
+    print("numpygpt: error:", " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _show_warning(message: Any, *_: Any, **__: Any) -> None:
+    print("numpygpt: warning:", " ".join(str(message).split()), file=sys.stderr)

@@ -1,0 +1,82 @@
+"""``numpygpt generate``: continue a text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from ..api import load
+
+__all__ = ["add", "run"]
+
+EXAMPLES = """\
+examples:
+  numpygpt generate "ROMEO:" --temperature 0.8 --top-k 40 --seed 7
+  echo "To be, or not" | numpygpt generate --max-new-tokens 50
+  numpygpt generate "Alan Turing" --model path/to/gpt2 --json
+"""
+
+
+def add(subparsers: Any) -> argparse.ArgumentParser:
+    """Declare the verb."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "generate",
+        help="continue a text",
+        description="Continue a text, printing it as it comes.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "prompt",
+        nargs="?",
+        help="the text to continue; read from standard input when that is piped (one trailing "
+        "newline is dropped); without any, the model starts a new document",
+    )
+    parser.add_argument(
+        "--model", default="shakespeare", help="name, directory or file (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dtype", default="float32", help="float32 or float64 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=100, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="draw at random; greedy if not given"
+    )
+    parser.add_argument(
+        "--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only"
+    )
+    parser.add_argument("--seed", type=int, help="makes the draws repeatable")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of streaming the text"
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate, and stream the text or print the JSON."""
+    prompt = args.prompt
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
+    prompt = prompt or ""
+    settings = {
+        "max_new_tokens": args.max_new_tokens,
+        "temperature": args.temperature,
+        "top_k": args.top_k,
+        "seed": args.seed,
+    }
+    model = load(args.model, dtype=args.dtype)
+    if args.json:
+        result = model.generate(prompt, **settings)
+        print(json.dumps({"model": args.model, **settings, "prompt": prompt, **vars(result)}))
+        return 0
+    pieces = model.stream(prompt, **settings)
+    first = next(pieces, "")  # errors come before any output
+    print(prompt, first, sep="", end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+    return 0

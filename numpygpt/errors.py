@@ -1,0 +1,63 @@
+"""The errors numpygpt raises on purpose.
+
+Each message says what was expected, what was received and, where there is one, what to do about
+it. Each class also inherits the built-in exception a caller would guess, so ``except ValueError``
+keeps working.
+
+>>> import numpygpt
+>>> try:
+...     numpygpt.load("shakespear")
+... except numpygpt.errors.NumpyGPTError as error:
+...     print(error)
+unknown model 'shakespear': not a directory or file, not a known name. Did you mean 'shakespeare'?
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArgumentError",
+    "CheckpointError",
+    "CheckpointWarning",
+    "ConfigError",
+    "ContextError",
+    "ModelNotFoundError",
+    "NumpyGPTError",
+    "TokenError",
+    "TokenizerError",
+]
+
+
+class NumpyGPTError(Exception):
+    """Base class of every error below."""
+
+
+class ArgumentError(NumpyGPTError, ValueError):
+    """A setting is out of range, or two settings contradict each other."""
+
+
+class CheckpointError(NumpyGPTError, ValueError):
+    """A checkpoint file is damaged, incomplete, or not what its config says."""
+
+
+class ConfigError(CheckpointError):
+    """A config asks for something that is not GPT-2 or that numpygpt does not know."""
+
+
+class ModelNotFoundError(NumpyGPTError, FileNotFoundError):
+    """No checkpoint is where the caller pointed."""
+
+
+class TokenError(NumpyGPTError, ValueError):
+    """Token ids are not integers inside the vocabulary."""
+
+
+class ContextError(NumpyGPTError, ValueError):
+    """More tokens than the model has positions for."""
+
+
+class TokenizerError(NumpyGPTError, ValueError):
+    """Vocabulary files are damaged or missing, or text is needed where only ids are possible."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint loads but holds something its owner should look at, such as NaN weights."""

@@ -1,0 +1,393 @@
+"""Where intermediate results go: the table of intermediates, and three ways to place them.
+
+The page (:mod:`numpygpt.model`) names a destination for every array it makes. A planner decides
+what those destinations are, for the segments at hand:
+
+* :class:`Fresh`: everywhere ``None``, so NumPy allocates. The textbook; nothing is aliased.
+* :class:`Reused`: one preallocated set of buffers, shared between layers and, where that is
+  legal, between intermediates. The fast way. Results live until the next call with it.
+* :class:`Traced`: one array for each layer and name. Afterwards they are the record of the run.
+
+All three divide the query rows of a segment into the same tiles and give their arrays the same
+memory order, so they produce the same bits. Another order (``"F"``) makes BLAS add in another
+sequence and agrees within rounding.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+
+from .cache import Segment
+from .errors import ArgumentError
+from .params import Array, Config
+
+__all__ = [
+    "INTERMEDIATES",
+    "AttentionPlan",
+    "BlockPlan",
+    "Fresh",
+    "Intermediate",
+    "MLPPlan",
+    "Plan",
+    "Planner",
+    "Reused",
+    "Tile",
+    "Traced",
+    "trace_names",
+]
+
+Order: TypeAlias = Literal["C", "F"]
+Place: TypeAlias = Array | None
+
+
+class Intermediate(NamedTuple):
+    """A row of the table: trace key (``{i}`` is the layer), axes, meaning."""
+
+    name: str
+    axes: tuple[str, ...]
+    meaning: str
+
+
+# In the order of execution. N rows now, T tokens of the segment, S positions visible to them,
+# C width, H heads of width D, F width of the MLP, V vocabulary.
+INTERMEDIATES = tuple(
+    Intermediate(name, tuple(axes.split()), meaning)
+    for name, axes, meaning in [
+        ("embed", "N C", "token vector plus position vector"),
+        ("h.{i}.resid_pre", "N C", "residual stream before attention"),
+        ("h.{i}.ln_1", "N C", "normalised input of attention"),
+        ("h.{i}.attn.qkv", "N 3C", "queries, keys and values side by side"),
+        ("h.{i}.attn.scores", "H T S", "query times key, scaled, -inf where masked"),
+        ("h.{i}.attn.pattern", "H T S", "softmax of the scores; rows sum to 1"),
+        ("h.{i}.attn.heads", "H T D", "values mixed by the pattern"),
+        ("h.{i}.attn.out", "N C", "what attention adds to the stream"),
+        ("h.{i}.resid_mid", "N C", "residual stream between attention and MLP"),
+        ("h.{i}.ln_2", "N C", "normalised input of the MLP"),
+        ("h.{i}.mlp.pre", "N F", "MLP before its activation function"),
+        ("h.{i}.mlp.post", "N F", "MLP after its activation function"),
+        ("h.{i}.mlp.out", "N C", "what the MLP adds to the stream"),
+        ("h.{i}.resid_post", "N C", "residual stream after the MLP"),
+        ("ln_f", "N C", "hidden state: the normalised final stream"),
+        ("logits", "N V", "score of every token as the next one, in nats"),
+    ]
+)
+
+_AXES = {row.name: row.axes for row in INTERMEDIATES}
+
+
+def trace_names(n_layer: int) -> list[str]:
+    """Every trace key of a model, in the order of execution.
+
+    >>> trace_names(1)[:3]
+    ['embed', 'h.0.resid_pre', 'h.0.ln_1']
+    """
+    names = [row.name for row in INTERMEDIATES]
+    layer = [name for name in names if name.startswith("h.")]
+    before, after = names[: names.index(layer[0])], names[names.index(layer[-1]) + 1 :]
+    return before + [name.format(i=i) for i in range(n_layer) for name in layer] + after
+
+
+class Tile(NamedTuple):
+    """A block of query rows of one segment, small enough that its scores stay in the cache.
+
+    ``rows`` are its packed rows, ``visible`` the positions its last row sees, and ``future``
+    (T, T) is True where a key among the tile's own rows comes after the query.
+    """
+
+    rows: slice
+    visible: int
+    future: Array
+    scores: Place = None
+    pattern: Place = None
+    heads: Place = None
+
+
+class AttentionPlan(NamedTuple):
+    """Destinations inside attention; ``tiles`` has a list for each segment."""
+
+    tiles: list[list[Tile]]
+    qkv: Place = None
+    heads: Place = None
+    out: Place = None
+
+
+class MLPPlan(NamedTuple):
+    """Destinations inside the MLP."""
+
+    pre: Place = None
+    post: Place = None
+    out: Place = None
+
+
+class BlockPlan(NamedTuple):
+    """Destinations inside one block."""
+
+    attn: AttentionPlan
+    mlp: MLPPlan
+    ln_1: Place = None
+    resid_mid: Place = None
+    ln_2: Place = None
+    resid_post: Place = None
+
+
+class Plan(NamedTuple):
+    """Destinations of a whole forward pass; ``h`` has one entry for each layer."""
+
+    h: list[BlockPlan]
+    embed: Place = None
+    ln_f: Place = None
+    logits: Place = None
+
+
+class Planner(Protocol):
+    """Anything that can say where the results for some segments go."""
+
+    def fit(self, segments: Sequence[Segment]) -> Plan:
+        """Destinations for the new tokens of `segments`, whose caches have not moved yet."""
+
+
+# Query rows for each tile. At 12 heads and 1024 keys a tile's scores take 6 MB in float32, where
+# all at once would take 50; 64 and 256 rows were within 5 % of 128 in prefill.
+TILE_ROWS = 128
+
+
+def _tiles(segments: Sequence[Segment], rows: int) -> list[list[Tile]]:
+    future = np.triu(np.ones((rows, rows), bool), 1)
+    return [
+        [
+            Tile(
+                rows=slice(at.start + start, at.start + min(start + rows, at.stop - at.start)),
+                visible=cache.length + min(start + rows, at.stop - at.start),
+                future=future[: at.stop - at.start - start, : at.stop - at.start - start],
+            )
+            for start in range(0, at.stop - at.start, rows)
+        ]
+        for at, cache in segments
+    ]
+
+
+def _as_heads(rows: Array, n_head: int) -> Array:
+    """(N, H * D) -> (H, N, D), a view: heads written there need no merging afterwards."""
+    return rows.reshape(len(rows), n_head, -1).transpose(1, 0, 2)
+
+
+class Fresh:
+    """Allocate every array anew.
+
+    Parameters
+    ----------
+    config : Config
+    tile_rows : int
+        Query rows for each tile.
+    """
+
+    def __init__(self, config: Config, tile_rows: int = TILE_ROWS):
+        self.config = config
+        self.tile_rows = tile_rows
+
+    def fit(self, segments: Sequence[Segment]) -> Plan:
+        """Geometry only; every destination is None."""
+        tiles = _tiles(segments, self.tile_rows)
+        return Plan(h=[BlockPlan(AttentionPlan(tiles), MLPPlan())] * self.config.n_layer)
+
+
+class Reused:
+    """One set of buffers for all layers and all calls.
+
+    Buffers are shared where no value is still needed: the normalised inputs share one, so do the
+    two branches that are added to the residual stream, the stream itself is updated in place,
+    and the pattern overwrites the scores.
+
+    Parameters
+    ----------
+    config : Config
+    rows : int
+        Most packed rows in one call.
+    capacity : int, optional
+        Most positions visible to a token; n_ctx if None.
+    dtype : dtype
+    order : {"C", "F"}
+        Memory order of the row-wise buffers.
+    tile_rows : int
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        rows: int,
+        capacity: int | None = None,
+        dtype: Any = np.float32,
+        order: Order = "C",
+        tile_rows: int = TILE_ROWS,
+    ):
+        c = config.n_embd
+        self.config, self.order, self.tile_rows = config, order, min(tile_rows, rows)
+        visible = config.n_ctx if capacity is None else capacity
+        sizes = {
+            "stream": rows * c,
+            "normed": rows * c,
+            "qkv": rows * 3 * c,
+            "scores": config.n_head * self.tile_rows * visible,
+            "heads": rows * c,
+            "branch": rows * c,
+            "pre": rows * config.mlp_dim,
+            "post": rows * config.mlp_dim,
+        }
+        self.buffers = {name: np.empty(size, dtype) for name, size in sizes.items()}
+
+    def fit(self, segments: Sequence[Segment]) -> Plan:
+        """The first rows of every buffer."""
+        n, c, f = segments[-1].rows.stop, self.config.n_embd, self.config.mlp_dim
+        stream, normed, branch = (self._rows(b, n, c) for b in ("stream", "normed", "branch"))
+        heads = _as_heads(self._rows("heads", n, c), self.config.n_head)
+        tiles = [
+            [self._place(tile, heads) for tile in tiles]
+            for tiles in _tiles(segments, self.tile_rows)
+        ]
+        attn = AttentionPlan(tiles, self._rows("qkv", n, 3 * c), heads, branch)
+        mlp = MLPPlan(self._rows("pre", n, f), self._rows("post", n, f), branch)
+        block = BlockPlan(attn, mlp, normed, stream, normed, stream)
+        return Plan([block] * self.config.n_layer, stream, normed)
+
+    def _rows(self, name: str, n: int, width: int) -> Array:
+        return self.buffers[name][: n * width].reshape(n, width, order=self.order)
+
+    def _place(self, tile: Tile, heads: Array) -> Tile:
+        shape = (self.config.n_head, tile.rows.stop - tile.rows.start, tile.visible)
+        scores = self.buffers["scores"][: shape[0] * shape[1] * shape[2]].reshape(shape)
+        return tile._replace(scores=scores, pattern=scores, heads=heads[:, tile.rows])
+
+
+class Traced(Reused):
+    """Keep every intermediate, or those whose names match; the others use the shared buffers.
+
+    Parameters
+    ----------
+    config : Config
+    rows : int
+        Most tokens in one call.
+    names : sequence of str, optional
+        Trace keys or shell patterns (``"h.*.attn.pattern"``); all if None.
+    capacity, dtype, order, tile_rows
+        As for :class:`Reused`.
+
+    Attributes
+    ----------
+    arrays : dict of str to ndarray
+        After a forward pass: trace key -> array, in the order of execution.
+
+    Raises
+    ------
+    ArgumentError
+        If a pattern matches no name.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        rows: int,
+        names: Sequence[str] | None = None,
+        capacity: int | None = None,
+        dtype: Any = np.float32,
+        order: Order = "C",
+        tile_rows: int = TILE_ROWS,
+    ):
+        super().__init__(config, rows, capacity, dtype, order, tile_rows)
+        self.dtype = dtype
+        known = trace_names(config.n_layer)
+        for pattern in names or ():
+            if not fnmatch.filter(known, pattern):
+                raise ArgumentError(
+                    f"no intermediate is called {pattern!r}; the names are {', '.join(known[:4])} "
+                    f"... {', '.join(known[-3:])} (see numpygpt.plans.INTERMEDIATES)"
+                )
+        self.wanted = [
+            name
+            for name in known
+            if names is None or any(fnmatch.fnmatchcase(name, pattern) for pattern in names)
+        ]
+        self.arrays: dict[str, Array] = {}
+
+    def fit(self, segments: Sequence[Segment]) -> Plan:
+        """One array for each wanted name, the shared buffers elsewhere."""
+        if len(segments) != 1:
+            raise ArgumentError(f"a trace follows one sequence, not {len(segments)}")
+        shared = super().fit(segments)
+        (rows, cache), c = segments[0], self.config
+        sizes = {
+            "N": rows.stop, "T": rows.stop, "S": cache.length + rows.stop, "C": c.n_embd,
+            "3C": 3 * c.n_embd, "H": c.n_head, "D": c.head_dim, "F": c.mlp_dim, "V": c.vocab_size,
+        }  # fmt: skip
+        made: dict[str, Array] = {}
+
+        def place(name: str, otherwise: Place, *aliases: str) -> Place:
+            """A new array if any name of this intermediate is wanted."""
+            names = {name, *aliases}.intersection(self.wanted)
+            if not names:
+                return otherwise
+            kind = name if name in _AXES else "h.{i}." + name.split(".", 2)[2]
+            array = self._new(kind, tuple(sizes[axis] for axis in _AXES[kind]))
+            made.update(dict.fromkeys(names, array))
+            return array
+
+        def tiles(h: str) -> list[Tile]:
+            scores, pattern = (place(f"{h}.attn.{name}", None) for name in ("scores", "pattern"))
+            heads = place(f"{h}.attn.heads", shared.h[0].attn.heads)
+            return [
+                tile._replace(
+                    scores=tile.scores if scores is None else scores[:, at, :visible],
+                    pattern=tile.pattern if pattern is None else pattern[:, at, :visible],
+                    heads=None if heads is None else heads[:, at],
+                )
+                for tile in shared.h[0].attn.tiles[0]
+                for at, visible in [(tile.rows, tile.visible)]
+            ]
+
+        def block(i: int, p: BlockPlan) -> BlockPlan:
+            h = f"h.{i}"
+            attn = AttentionPlan(
+                tiles=[tiles(h)],
+                qkv=place(f"{h}.attn.qkv", p.attn.qkv),
+                heads=made.get(f"{h}.attn.heads", p.attn.heads),
+                out=place(f"{h}.attn.out", p.attn.out),
+            )
+            mlp = MLPPlan(
+                pre=place(f"{h}.mlp.pre", p.mlp.pre),
+                post=place(f"{h}.mlp.post", p.mlp.post),
+                out=place(f"{h}.mlp.out", p.mlp.out),
+            )
+            return BlockPlan(
+                attn,
+                mlp,
+                ln_1=place(f"{h}.ln_1", p.ln_1),
+                resid_mid=place(f"{h}.resid_mid", p.resid_mid),
+                ln_2=place(f"{h}.ln_2", p.ln_2),
+                # The next block's input is this very array.
+                resid_post=place(f"{h}.resid_post", p.resid_post, f"h.{i + 1}.resid_pre"),
+            )
+
+        plan = Plan(
+            embed=place("embed", shared.embed, "h.0.resid_pre"),
+            h=[block(i, p) for i, p in enumerate(shared.h)],
+            ln_f=place("ln_f", shared.ln_f),
+            logits=place("logits", None),
+        )
+        self.arrays = {name: made[name] for name in self.wanted}
+        return plan
+
+    def _new(self, kind: str, shape: tuple[int, ...]) -> Array:
+        if kind.endswith("attn.heads"):
+            h, t, d = shape
+            return _as_heads(np.empty((t, h * d), self.dtype, self.order), h)
+        order = self.order if len(shape) == 2 and kind != "logits" else "C"
+        array = np.empty(shape, self.dtype, order)
+        # What no tile covers is masked.
+        if kind.endswith("attn.scores"):
+            array.fill(-np.inf)
+        if kind.endswith("attn.pattern"):
+            array.fill(0.0)
+        return array
