@@ -195,7 +195,8 @@ def _erf_series(dtype: np.dtype[Any], step: float = 1 / 16, terms: int = 10) -> 
     series = [np.array([math.erf(value) for value in a])]
     for n in range(1, terms):
         series.append((-1) ** (n - 1) * slope * hermite[n - 1] / math.factorial(n))
-    return np.array(series, dtype)
+    table: Array = np.array(series, dtype)
+    return table
 
 
 def erf(x: Array, out: Array | None = None) -> Array:

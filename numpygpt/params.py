@@ -202,7 +202,7 @@ class Params(NamedTuple):
 
 
 # Hugging Face name of each learned array of a block, and its shape in the letters of Config.
-BLOCK_SHAPES = {
+BLOCK_SHAPES: dict[str, tuple[str, ...]] = {
     "ln_1.weight": ("C",),
     "ln_1.bias": ("C",),
     "attn.c_attn.weight": ("C", "3C"),
@@ -232,7 +232,7 @@ def shapes(config: Config) -> dict[str, tuple[tuple[int, ...], str]]:
         "3C": 3 * config.n_embd,
         "F": config.mlp_dim,
     }
-    letters = {"wte.weight": ("V", "C"), "wpe.weight": ("n_ctx", "C")}
+    letters: dict[str, tuple[str, ...]] = {"wte.weight": ("V", "C"), "wpe.weight": ("n_ctx", "C")}
     for layer in range(config.n_layer):
         letters |= {f"h.{layer}.{name}": axes for name, axes in BLOCK_SHAPES.items()}
     letters |= {"ln_f.weight": ("C",), "ln_f.bias": ("C",)}

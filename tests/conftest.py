@@ -1,0 +1,34 @@
+"""Settings for every test: Hypothesis profiles, and no network."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+
+import hypothesis
+import pytest
+
+# Hypothesis loads its derandomised profile by itself when CI is set. `random` is the leg of
+# .ci/run that explores: fresh examples at every run, with a seed that is printed.
+hypothesis.settings.register_profile("default", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
+hypothesis.settings.register_profile(
+    "random", deadline=None, max_examples=100, database=None, print_blob=True
+)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that reaches for the network fails."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a test tried to use the network")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+
+
+@pytest.fixture(autouse=True)
+def no_download_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the developer happens to have downloaded changes no test."""
+    monkeypatch.setenv("HF_HUB_CACHE", tempfile.gettempdir() + "/numpygpt-tests-no-such-cache")
