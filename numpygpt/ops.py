@@ -137,7 +137,8 @@ def softmax(x: Array, out: Array | None = None) -> Array:
     """
     out = np.subtract(x, x.max(axis=-1, keepdims=True), out=out)
     np.exp(out, out=out)
-    return np.divide(out, out.sum(axis=-1, keepdims=True), out=out)
+    pattern: Array = np.divide(out, out.sum(axis=-1, keepdims=True), out=out)
+    return pattern
 
 
 def gelu_new(x: Array, out: Array | None = None) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 import tempfile
 
@@ -32,3 +33,10 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_download_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the developer happens to have downloaded changes no test."""
     monkeypatch.setenv("HF_HUB_CACHE", tempfile.gettempdir() + "/numpygpt-tests-no-such-cache")
+
+
+def pytest_report_header() -> str:
+    """Say at once whether the oracles take part."""
+    if importlib.util.find_spec("torch"):
+        return "oracles: PyTorch is here, tests/oracles take part"
+    return "oracles: not run, PyTorch is not installed (pip install '.[oracle]')"

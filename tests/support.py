@@ -17,8 +17,12 @@ from numpygpt.model import forward, unembed
 from numpygpt.params import Config, Params, pack, shapes
 from numpygpt.plans import Fresh, Planner
 
-TYPE_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "uint16": "BF16", "bool": "BOOL",
-              "uint8": "U8", "int64": "I64"}  # fmt: skip
+# fmt: off
+TYPE_NAMES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "uint16": "BF16", "bool": "BOOL",
+    "uint8": "U8", "int64": "I64",
+}
+# fmt: on
 
 
 def nano(**changes: Any) -> Config:
@@ -27,8 +31,10 @@ def nano(**changes: Any) -> Config:
     return Config(**{**values, **changes})
 
 
-def random_tensors(config: Config, seed: int = 0, dtype: Any = np.float64) -> dict[str, np.ndarray]:
-    """Weights with GPT-2's proportions; gains near 1, shifts and biases far enough from 0 to matter.
+def random_tensors(
+    config: Config, seed: int = 0, dtype: Any = np.float64
+) -> dict[str, np.ndarray]:
+    """Weights with GPT-2's proportions; gains near 1, biases far enough from 0 to matter.
 
     The matrices are scaled so that activations stay near unit size at any width.
     """

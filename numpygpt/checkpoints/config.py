@@ -57,11 +57,11 @@ def parse_json(text: bytes, source: str) -> dict[str, Any]:
     """A JSON object with distinct keys; anything else is a ConfigError that names `source`."""
 
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ConfigError(f"{source}: the key {twice!r} stands in it twice")
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ConfigError(f"{source}: the key {name[:80]!r} stands in it twice")
+            found[name] = value
         return found
 
     try:

@@ -1,0 +1,114 @@
+"""The package as a whole: what it imports, how its parts depend on each other, what is shipped."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import numpygpt
+from numpygpt.checkpoints.locate import bundled, weights_directory
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "numpygpt"
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+# From the bottom up; a module imports only from layers below its own (or from its own package).
+LAYERS = [
+    {"errors", "ops"},
+    {"params"},
+    {"cache"},
+    {"plans"},
+    {"model"},
+    {"feed", "checkpoints"},
+    {"tokenizer", "decoding"},
+    {"api"},
+    {"__init__", "cli"},
+    {"__main__"},
+]
+
+
+def layer(module: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if module in names)
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """The top-level parts of numpygpt that a module imports, also inside functions."""
+    package = path.relative_to(SOURCE).parent.parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = (*package, "")[: len(package) - node.level + 1]
+            names = (node.module or "").split(".") if node.module else [a.name for a in node.names]
+            found |= {base[0]} if base and base[0] else set(names[:1] if node.module else names)
+    return {name for name in found if (SOURCE / name).is_dir() or (SOURCE / f"{name}.py").exists()}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(SOURCE).as_posix())
+def test_imports_point_down(path: pathlib.Path):
+    own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    upward = {name for name in imports(path) - {own} if layer(name) >= layer(own)}
+    assert not upward, f"{own} imports {upward}, which stand beside or above it"
+
+
+def test_import_pulls_in_numpy_and_the_standard_library_only():
+    code = (
+        "import sys; before = set(sys.modules); import numpygpt; "
+        "print('\\n'.join({n.split('.')[0] for n in set(sys.modules) - before}))"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
+    foreign = set(loaded) - set(sys.stdlib_module_names) - {"numpygpt", "numpy"}
+    # NumPy's own helper modules have names of their own; they lie in its directory.
+    assert {name for name in foreign if not name.startswith("_")} == set()
+
+
+def test_ids_work_without_tiktoken():
+    code = (
+        "import sys; sys.modules['tiktoken'] = None; import numpygpt; "
+        "m = numpygpt.load('shakespeare'); print(m.logits([1, 2, 3]).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == f"(3, {numpygpt.load('shakespeare').config.vocab_size})"
+
+
+def test_every_package_is_listed_in_setup_cfg():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = set(setup["options"]["packages"].split())
+    present = {
+        ".".join(path.parent.relative_to(ROOT).parts) for path in SOURCE.rglob("__init__.py")
+    }
+    assert listed == present | {"numpygpt.weights"}
+
+
+def test_the_top_level_holds_what_the_brief_names():
+    allowed = {
+        "numpygpt", "tests", "weights", "scripts", "setup.cfg", "README.md", "pyproject.toml",
+        "LICENSE", "CHANGELOG.md", ".gitignore", ".ci",
+    }  # fmt: skip
+    try:
+        tracked = subprocess.run(
+            ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.split()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    assert {name.split("/")[0] for name in tracked} == allowed
+
+
+def test_the_bundled_model_is_found_where_the_package_is():
+    assert bundled() == ["shakespeare"]
+    files = {path.name for path in (weights_directory() / "shakespeare").iterdir()}
+    assert files == {"config.json", "model.safetensors", "vocab.json", "merges.txt", "README.md"}
+    assert (weights_directory() / "gpt2" / "vocab.bpe").exists()
+
+
+def test_the_bundled_model_keeps_its_budget():
+    size = (weights_directory() / "shakespeare" / "model.safetensors").stat().st_size
+    assert size <= 12e6
+    assert 3e6 <= numpygpt.load("shakespeare").config.parameter_count <= 6e6
