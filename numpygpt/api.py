@@ -274,9 +274,8 @@ class Model:
         >>> len(result.ids), result.finish_reason
         (8, 'length')
         """
-        several = not isinstance(prompt, str | np.ndarray) and any(
-            isinstance(item, str | Sequence | np.ndarray) for item in prompt
-        )
+        several = isinstance(prompt, Sequence) and not isinstance(prompt, str)
+        several = several and any(isinstance(item, Sequence | np.ndarray) for item in prompt)
         prompts = [self._prompt(item) for item in (prompt if several else [prompt])]
         results = [Generation(ids.tolist()) for ids in prompts]
         for steps in self._decode(prompts, settings):
@@ -328,27 +327,34 @@ class Model:
             raise ArgumentError(f"generate has no setting {sorted(unknown)[0]!r}")
         stop = settings.pop("stop_ids", None)
         if stop is None:
-            end = self.tokenizer.end_of_text if self._tokenizer is not None else None
-            stop = () if end is None else (end,)
-        settings["stop_ids"] = tuple(int(i) for i in self._ids(stop, most=None)) if stop else ()
-        yield from decode(prompts, Settings(**settings), self.params, self.config)
+            stop = [self._end_of_text] if self._end_of_text is not None else []
+        if not isinstance(stop, Sequence | np.ndarray) or len(stop):
+            stop = self._ids(stop, in_context=False).tolist()
+        checked = Settings(**settings, stop_ids=tuple(stop))
+        yield from decode(prompts, checked, self.params, self.config)
+
+    @property
+    def _end_of_text(self) -> int | None:
+        return self.tokenizer.end_of_text if self._tokenizer is not None else None
 
     def _prompt(self, prompt: Prompt) -> Array:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        if len(ids):
-            return self._ids(ids, most=None)
-        end = self.tokenizer.end_of_text if self._tokenizer is not None else None
-        if end is None:
+        if not isinstance(ids, Sequence | np.ndarray) or len(ids):
+            return self._ids(ids, in_context=False)
+        if self._end_of_text is None:
             raise TokenError(
                 "the prompt is empty, and this model has no end-of-text token to start from"
             )
-        return np.array([end])
+        return np.array([self._end_of_text])
 
-    def _ids(self, ids: Any, most: int | None = -1) -> Array:
+    def _ids(self, ids: Any, in_context: bool = True) -> Array:
         """Ids as an array, or an error that says what is wrong with them."""
         if isinstance(ids, str):
             raise TokenError(f"expected token ids, received the text {ids[:40]!r}; encode it first")
-        array = np.asarray(ids)
+        try:
+            array = np.asarray(ids)
+        except (ValueError, OverflowError):  # rows of different lengths
+            raise TokenError(f"expected token ids in a row, received {str(ids)[:60]}") from None
         if array.ndim != 1 or not array.size:
             raise TokenError(
                 f"expected one or more token ids in a row, received shape {array.shape}"
@@ -360,7 +366,7 @@ class Model:
             raise TokenError(
                 f"token id {wrong[0]} is outside the vocabulary, 0 to {self.config.vocab_size - 1}"
             )
-        if most is not None and len(array) > self.config.n_ctx:
+        if in_context and len(array) > self.config.n_ctx:
             raise ContextError(
                 f"{len(array)} tokens are more than the model's {self.config.n_ctx} positions"
             )

@@ -48,21 +48,21 @@ def embed(ids: Array, positions: Array, params: Params, plan: Plan) -> Array:
 def block(
     x: Array, p: Block, layer: int, segments: Sequence[Segment], config: Config, plan: BlockPlan
 ) -> Array:
-    """Let the tokens look at each other, then think each for itself: (N, C) -> (N, C)."""
+    """Add to the residual stream what attention says, then what the MLP says: (N, C) -> (N, C)."""
     eps = config.layer_norm_epsilon
-    seen = layer_norm(x, *p.ln_1, eps, out=plan.ln_1)                              # (N, C)
-    seen = attention(seen, p.attn, layer, segments, config, plan.attn)             # (N, C)
-    x = np.add(x, seen, out=plan.resid_mid)                                        # (N, C)
-    thought = layer_norm(x, *p.ln_2, eps, out=plan.ln_2)                           # (N, C)
-    thought = mlp(thought, p.mlp, config, plan.mlp)                                # (N, C)
-    return np.add(x, thought, out=plan.resid_post)                                 # (N, C)
+    normed = layer_norm(x, *p.ln_1, eps, out=plan.ln_1)                            # (N, C)
+    attn_out = attention(normed, p.attn, layer, segments, config, plan.attn)       # (N, C)
+    x = np.add(x, attn_out, out=plan.resid_mid)                                    # (N, C)
+    normed = layer_norm(x, *p.ln_2, eps, out=plan.ln_2)                            # (N, C)
+    mlp_out = mlp(normed, p.mlp, config, plan.mlp)                                 # (N, C)
+    return np.add(x, mlp_out, out=plan.resid_post)                                 # (N, C)
 
 
 def attention(
     x: Array, p: Attention, layer: int, segments: Sequence[Segment], config: Config,
     plan: AttentionPlan,
 ) -> Array:  # fmt: skip
-    """Move information from earlier tokens to later ones: (N, C) -> (N, C)."""
+    """Let every token gather from the tokens it may see: (N, C) -> (N, C)."""
     scale = config.attention_scale(layer)
     qkv = linear(x, *p.c_attn, out=plan.qkv)                                       # (N, 3C)
     q, k, v = split_heads(qkv, 3, config.n_head)                                   # (H, N, D)

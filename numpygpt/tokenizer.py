@@ -62,6 +62,12 @@ class Tokenizer:
     special : mapping of str to int
         Special tokens and their ids.
 
+    Attributes
+    ----------
+    token_bytes : dict of int to bytes
+        What each token stands for, special ones included.
+    special : dict of str to int
+
     Raises
     ------
     TokenizerError
@@ -99,8 +105,10 @@ class Tokenizer:
             raise TokenizerError(f"the vocabulary has no token for the byte {missing[0]}")
         numbering += special.values()
         self.special = special
-        self._bytes = dict(zip(numbering, [*ranks, *(t.encode() for t in special)], strict=True))
-        if len(self._bytes) != len(numbering):
+        self.token_bytes = dict(
+            zip(numbering, [*ranks, *(t.encode() for t in special)], strict=True)
+        )
+        if len(self.token_bytes) != len(numbering):
             raise TokenizerError("the vocabulary gives one id to two tokens")
         # GPT-2 numbers its tokens in the order of merging; other vocabularies need not.
         self._numbering = None if numbering == list(range(len(numbering))) else numbering
@@ -115,12 +123,12 @@ class Tokenizer:
 
     def __len__(self) -> int:
         """How many tokens there are."""
-        return len(self._bytes)
+        return len(self.token_bytes)
 
     @property
     def last_id(self) -> int:
         """The largest id of a token."""
-        return max(self._bytes)
+        return max(self.token_bytes)
 
     @property
     def end_of_text(self) -> int | None:
@@ -159,13 +167,18 @@ class Tokenizer:
             If an id has no token.
         """
         try:
-            return b"".join([self._bytes[i] for i in ids])
+            return b"".join([self.token_bytes[i] for i in ids])
         except KeyError as error:
             raise TokenError(f"no token has the id {error.args[0]!r}") from None
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some tokens; what is not UTF-8 becomes U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+        """The text of some tokens.
+
+        Bytes that are not UTF-8 become U+FFFD, and so does an id without a token: a model whose
+        vocabulary was padded to a round number can make one.
+        """
+        stream = self.stream()
+        return "".join([stream.feed(i) for i in ids]) + stream.end()
 
     def stream(self) -> TextStream:
         """A decoder for tokens that come one at a time."""
@@ -298,7 +311,7 @@ class TextStream:
     >>> tokenizer = Tokenizer.gpt2()
     >>> stream = tokenizer.stream()
     >>> [stream.feed(i) for i in tokenizer.encode("\N{CLAPPING HANDS SIGN}!")]
-    ['', '', '👏', '!']
+    ['', '👏', '!']
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -307,7 +320,7 @@ class TextStream:
 
     def feed(self, token: int) -> str:
         """The text that this token completes; often the empty string."""
-        return self._decoder.decode(self._tokenizer.decode_bytes([token]))
+        return self._decoder.decode(self._tokenizer.token_bytes.get(token, b"\xef\xbf\xbd"))
 
     def end(self) -> str:
         """What is left when no token follows: U+FFFD for an incomplete character."""
