@@ -13,7 +13,7 @@ from . import checkpoints
 from .cache import Cache, segments
 from .decoding import Generation, Settings, decode
 from .errors import ArgumentError, ContextError, TokenError, TokenizerError
-from .feed import CHUNK, feed, feed_last, planner_for, unembed_rows
+from .feed import CHUNK, Feeder
 from .model import forward, unembed
 from .params import Array, Config, Params
 from .plans import Traced
@@ -171,15 +171,14 @@ class Model:
         """
         ids, chunk = self._ids(ids), Settings(chunk=chunk).chunk
         cache = Cache(self.config, len(ids), self.dtype)
-        planner = planner_for(self.config, len(ids), len(ids), self.dtype, chunk)
+        feeder = Feeder(self.params, self.config, len(ids), len(ids), chunk)
         if last:
-            hidden = feed_last([ids], [cache], self.params, self.config, planner, chunk)
-            only: Array = unembed_rows(hidden, self.params, chunk)[0]
+            only: Array = feeder.logits(feeder.last([ids], [cache]))[0]
             return only
         logits = np.empty((len(ids), self.config.vocab_size), self.dtype)
-        for piece in feed([ids], [cache], self.params, self.config, planner, chunk):
+        for piece in feeder.pieces([ids], [cache]):
             rows = slice(piece.start, piece.start + len(piece.hidden))
-            unembed_rows(piece.hidden, self.params, chunk, out=logits[rows])
+            feeder.logits(piece.hidden, out=logits[rows])
         return logits
 
     def trace(

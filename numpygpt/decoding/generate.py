@@ -12,7 +12,7 @@ import numpy as np
 
 from ..cache import Cache
 from ..errors import ArgumentError, ContextError
-from ..feed import CHUNK, feed_last, planner_for, unembed_rows
+from ..feed import CHUNK, Feeder
 from ..params import Array, Config, Params
 from .filters import temperature, top_k
 from .sample import choose, log_probability
@@ -154,26 +154,21 @@ def decode(
             )
     if not new_tokens:
         return
-    dtype = params.wpe.dtype
-    longest = max(len(prompt) for prompt in prompts) + new_tokens - 1
-    planner = planner_for(
-        config, sum(len(prompt) for prompt in prompts), longest, dtype, settings.chunk
-    )
+    lengths = [len(prompt) for prompt in prompts]
+    feeder = Feeder(params, config, sum(lengths), max(lengths) + new_tokens - 1, settings.chunk)
     # A generator of its own for each sequence: a sample never depends on the batch around it.
     sampling = bool(settings.temperature)
     rngs = [np.random.default_rng(settings.seed) if sampling else None for _ in prompts]
-    caches = [Cache(config, len(prompt) + new_tokens - 1, dtype) for prompt in prompts]
+    caches = [Cache(config, length + new_tokens - 1, params.wpe.dtype) for length in lengths]
     running, new = list(range(len(prompts))), list(prompts)
     for made in range(1, new_tokens + 1):
-        hidden = feed_last(
-            new, [caches[i] for i in running], params, config, planner, settings.chunk
-        )
+        logits = feeder.logits(feeder.last(new, [caches[i] for i in running]))
         steps = []
-        for i, logits in zip(running, unembed_rows(hidden, params, settings.chunk), strict=True):
-            token = _next(logits, settings.filters, rngs[i])
+        for i, row in zip(running, logits, strict=True):
+            token = _next(row, settings.filters, rngs[i])
             finish: FinishReason | None = "length" if made == new_tokens else None
             finish = "stop" if token in settings.stop_ids else finish
-            steps.append(Step(i, token, log_probability(logits, token), finish))
+            steps.append(Step(i, token, log_probability(row, token), finish))
         yield steps
         running = [step.sequence for step in steps if step.finish is None]
         new = [np.array([step.token]) for step in steps if step.finish is None]
