@@ -70,6 +70,7 @@ def attention(
     for (rows, cache), tiles in zip(segments, plan.tiles, strict=True):
         keys, values = cache.append(layer, k[:, rows], v[:, rows])                 # (H, S, D)
         heads += [attend(q[:, tile.rows], keys, values, scale, tile) for tile in tiles]
+    # The tiles' heads are views of plan.heads where there is one; then nothing is copied.
     mixed = np.concatenate(heads, axis=1, out=plan.heads)                          # (H, N, D)
     return linear(merge_heads(mixed), *p.c_proj, out=plan.out)                     # (N, C)
 
@@ -79,7 +80,8 @@ def attend(q: Array, keys: Array, values: Array, scale: float, tile: Tile) -> Ar
     keys, values = keys[:, : tile.visible], values[:, : tile.visible]              # (H, S, D)
     scores = np.matmul(q, keys.mT, out=tile.scores)                                # (H, T, S)
     np.multiply(scores, scale, out=scores)
-    np.copyto(scores[:, :, -q.shape[1] :], -np.inf, where=tile.future)
+    own = scores[:, :, -q.shape[1] :]  # the newest keys are the tile's own tokens
+    np.copyto(own, -np.inf, where=tile.future)
     pattern = softmax(scores, out=tile.pattern)                                    # (H, T, S)
     return np.matmul(pattern, values, out=tile.heads)                              # (H, T, D)
 
@@ -97,10 +99,10 @@ def unembed(hidden: Array, params: Params, out: Array | None = None) -> Array:
 
 
 def split_heads(x: Array, parts: int, n_head: int) -> Array:
-    """(N, parts * H * D) -> (parts, H, N, D), a view."""
+    """Part the columns by head: (N, parts * H * D) -> (parts, H, N, D), a view."""
     return x.reshape(len(x), parts, n_head, -1).transpose(1, 2, 0, 3)
 
 
 def merge_heads(x: Array) -> Array:
-    """(H, N, D) -> (N, H * D): the heads of a token side by side."""
+    """Put the heads of a token side by side: (H, N, D) -> (N, H * D), a view where they lie so."""
     return x.transpose(1, 0, 2).reshape(x.shape[1], -1)

@@ -27,6 +27,7 @@ __all__ = [
     "Linear",
     "Norm",
     "Params",
+    "check",
     "pack",
     "shapes",
 ]
@@ -245,6 +246,39 @@ def shapes(config: Config) -> dict[str, tuple[tuple[int, ...], str]]:
     }
 
 
+def check(config: Config, found: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the names and shapes of a checkpoint's arrays with what its config calls for.
+
+    Parameters
+    ----------
+    config : Config
+    found : mapping of str to tuple of int
+        Hugging Face name, without the prefix ``transformer.`` -> shape.
+
+    Raises
+    ------
+    CheckpointError
+        If an array is missing, left over, or of another shape.
+    """
+    layers = {name.split(".")[1] for name in found if name.startswith("h.")}
+    if len(layers) != config.n_layer:  # first, because a config may claim a billion of them
+        raise CheckpointError(
+            f"config says n_layer = {config.n_layer}, but there are tensors of {len(layers)} layers"
+        )
+    expected = shapes(config)
+    if surplus := [name for name in found if name not in expected]:
+        raise CheckpointError(f"unexpected tensors, which GPT-2 has no use for: {listing(surplus)}")
+    if missing := [name for name in expected if name not in found]:
+        raise CheckpointError(
+            f"{len(missing)} of {len(expected)} tensors are missing: {listing(missing)}"
+        )
+    for name, (shape, letters) in expected.items():
+        if found[name] != shape:
+            raise CheckpointError(
+                f"{name} expected shape {shape} = {letters}, received {found[name]}"
+            )
+
+
 def pack(config: Config, tensors: Mapping[str, Any]) -> Params:
     """Arrange the arrays of a checkpoint as :class:`Params`, checking every name and shape.
 
@@ -262,22 +296,9 @@ def pack(config: Config, tensors: Mapping[str, Any]) -> Params:
     Raises
     ------
     CheckpointError
-        If an array is missing, left over, or of another shape than the config says.
+        As :func:`check` does.
     """
-    expected = shapes(config)
-    missing = [name for name in expected if name not in tensors]
-    if missing:
-        raise CheckpointError(
-            f"{len(missing)} of {len(expected)} tensors are missing: {listing(missing)}"
-        )
-    surplus = [name for name in tensors if name not in expected]
-    if surplus:
-        raise CheckpointError(f"unexpected tensors, which GPT-2 has no use for: {listing(surplus)}")
-    for name, (shape, letters) in expected.items():
-        if tensors[name].shape != shape:
-            raise CheckpointError(
-                f"{name}: expected shape {shape} = {letters}, received {tensors[name].shape}"
-            )
+    check(config, {name: array.shape for name, array in tensors.items()})
 
     def norm(name: str) -> Norm:
         return Norm(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))

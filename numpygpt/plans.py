@@ -300,7 +300,7 @@ class Traced(Reused):
         self.dtype = dtype
         known = trace_names(config.n_layer)
         for pattern in names or ():
-            if not fnmatch.filter(known, pattern):
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in known):
                 raise ArgumentError(
                     f"no intermediate is called {pattern!r}; the names are {', '.join(known[:4])} "
                     f"... {', '.join(known[-3:])} (see numpygpt.plans.INTERMEDIATES)"

@@ -14,9 +14,11 @@ import pathlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from .checkpoints.config import parse_json
 from .checkpoints.locate import weights_directory
-from .errors import ConfigError, TokenError, TokenizerError
+from .errors import TokenError, TokenizerError
 
 __all__ = ["END_OF_TEXT", "TextStream", "Tokenizer"]
 
@@ -41,13 +43,19 @@ def _byte_alphabet() -> list[tuple[int, str]]:
 
 BYTE_ALPHABET = _byte_alphabet()
 _TO_LATIN_1 = {ord(stand_in): byte for byte, stand_in in BYTE_ALPHABET}
-_BREAK = "\u2603"  # any character outside Latin-1 and the alphabet
+_BREAK = "\u2603"  # any character that is neither in Latin-1 nor in the alphabet
 
-
-def _to_bytes(pieces: Sequence[str]) -> list[bytes]:
-    """Pieces spelled in the byte alphabet -> the bytes they stand for."""
-    joined = _BREAK.join(pieces).translate(_TO_LATIN_1)
-    return [piece.encode("latin-1") for piece in joined.split(_BREAK)]
+# Settings of Hugging Face tokenizers that change the ids of a text, and the values that do not.
+INERT_SETTINGS = {
+    "add_prefix_space": False,
+    "add_bos_token": False,
+    "use_regex": True,
+    "continuing_subword_prefix": "",
+    "end_of_word_suffix": "",
+    "dropout": 0,
+    "ignore_merges": False,
+    "byte_fallback": False,
+}
 
 
 class Tokenizer:
@@ -101,6 +109,12 @@ class Tokenizer:
             if token not in ranks:  # a token that two merges make keeps its first, lower rank
                 ranks[token] = len(ranks)
                 numbering.append(i)
+        for i in [*numbering, *special.values()]:
+            if type(i) is not int or i < 0:
+                raise TokenizerError(f"expected an integer id from 0 up for every token, not {i!r}")
+        for text in special:
+            if not text.isprintable() or not text:
+                raise TokenizerError(f"a special token cannot be {text!r}")
         if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
             raise TokenizerError(f"the vocabulary has no token for the byte {missing[0]}")
         numbering += special.values()
@@ -152,10 +166,14 @@ class Tokenizer:
         -------
         list of int
         """
-        allowed = self.special.keys() if allowed_special == "all" else allowed_special
-        if unknown := set(allowed) - self.special.keys():
+        if not isinstance(text, str):
+            raise TokenError(f"expected text, received {type(text).__name__}")
+        if isinstance(allowed_special, str):
+            allowed_special = self.special if allowed_special == "all" else [allowed_special]
+        allowed = set(allowed_special)
+        if unknown := allowed - self.special.keys():
             raise TokenizerError(f"no special token is called {sorted(unknown)[0]!r}")
-        ids = self._engine.encode(text, allowed_special=set(allowed), disallowed_special=())
+        ids = self._engine.encode(text, allowed_special=allowed, disallowed_special=())
         return ids if self._numbering is None else [self._numbering[i] for i in ids]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -204,7 +222,8 @@ class Tokenizer:
                 f"{directory}: no vocabulary; expected vocab.json and merges.txt, vocab.bpe, a "
                 f"*.tiktoken file or tokenizer.json"
             )
-        _refuse_settings(directory / "tokenizer_config.json")
+        settings = directory / "tokenizer_config.json"
+        _refuse_settings(_parse(settings) if settings.exists() else {}, settings)
         return make()
 
     @classmethod
@@ -228,16 +247,12 @@ class Tokenizer:
 
         Without it, tokens are numbered as GPT-2's are: bytes, merges, ``<|endoftext|>``.
         """
-        lines = _read(merges).decode("utf-8", "replace").splitlines()
-        lines = [line for line in lines if line and not line.startswith("#version")]
-        if any(line.count(" ") != 1 for line in lines):
-            wrong = next(line for line in lines if line.count(" ") != 1)
-            raise TokenizerError(f"{merges}: expected two pieces a line, found {wrong[:60]!r}")
-        pieces = [line.replace(" ", "") for line in lines]
-        if vocab is None:
-            tokens = [bytes([byte]) for byte, _ in BYTE_ALPHABET] + _spelled(pieces, merges)
-            return cls(tokens, special={END_OF_TEXT: len(tokens)})
-        return cls._from_pieces(pieces, _parse(vocab), {}, vocab)
+        lines = [line.rstrip("\r") for line in _read(merges).decode("utf-8", "replace").split("\n")]
+        pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+        tokens = _tokens(pairs, merges)
+        if vocab is not None:
+            return cls._numbered(tokens, pairs, _parse(vocab), {}, vocab)
+        return cls._checked(merges, tokens, None, {END_OF_TEXT: len(tokens)})
 
     @classmethod
     def from_ranks(cls, path: pathlib.Path) -> Tokenizer:
@@ -257,7 +272,7 @@ class Tokenizer:
         ids = sorted(tokens)
         if not ids:
             raise TokenizerError(f"{path}: holds no tokens")
-        return cls([tokens[i] for i in ids], ids, {END_OF_TEXT: ids[-1] + 1})
+        return cls._checked(path, [tokens[i] for i in ids], ids, {END_OF_TEXT: ids[-1] + 1})
 
     @classmethod
     def from_tokenizer_json(cls, path: pathlib.Path) -> Tokenizer:
@@ -266,14 +281,21 @@ class Tokenizer:
         match fields:
             case {
                 "model": {"type": "BPE", "vocab": dict(vocab), "merges": list(merges)},
-                "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+                "pre_tokenizer": {"type": "ByteLevel"},
             } if not fields.get("normalizer"):
-                pass
+                _refuse_settings(fields["model"] | fields["pre_tokenizer"], path)
             case _:
                 raise TokenizerError(f"{path}: not a byte-level BPE of GPT-2's kind")
-        pieces = [m.replace(" ", "") if isinstance(m, str) else "".join(m) for m in merges]
-        added = {t["content"]: t["id"] for t in fields.get("added_tokens") or []}
-        return cls._from_pieces(pieces, vocab, added, path)
+        added = {}
+        more = fields.get("added_tokens") or []
+        for token in more if isinstance(more, list) else [more]:
+            match token:
+                case {"content": str(text), "id": int(i)}:
+                    added[text] = i
+                case _:
+                    raise TokenizerError(f"{path}: an added token is {str(token)[:60]}")
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+        return cls._numbered(_tokens(pairs, path), pairs, vocab, added, path)
 
     @classmethod
     @functools.cache
@@ -282,18 +304,35 @@ class Tokenizer:
         return cls.from_merges(weights_directory() / "gpt2" / "vocab.bpe")
 
     @classmethod
-    def _from_pieces(
-        cls, merged: list[str], vocab: Mapping[str, Any], added: Mapping[str, Any], source: Any
+    def _numbered(
+        cls,
+        tokens: list[bytes],
+        pairs: list[Any],
+        vocab: Mapping[Any, Any],
+        added: Mapping[str, int],
+        source: pathlib.Path,
     ) -> Tokenizer:
-        """Ordinary tokens are bytes and merges; whatever else the vocabulary lists is special."""
-        if not all(type(i) is int for i in [*vocab.values(), *added.values()]):
-            raise TokenizerError(f"{source}: expected an integer id for every token")
-        pieces = list(dict.fromkeys([stand_in for _, stand_in in BYTE_ALPHABET] + merged))
+        """Bytes and merges are ordinary tokens; whatever else the vocabulary lists is special."""
+        pieces = [stand_in for _, stand_in in BYTE_ALPHABET] + [a + b for a, b in pairs]
         if missing := [piece for piece in pieces if piece not in vocab]:
             raise TokenizerError(f"{source}: no id for {missing[0][:60]!r}, which merges can make")
         ordinary = set(pieces)
         special = {text: i for text, i in {**vocab, **added}.items() if text not in ordinary}
-        return cls(_spelled(pieces, source), [vocab[p] for p in pieces], special)
+        return cls._checked(source, tokens, [vocab[piece] for piece in pieces], special)
+
+    @classmethod
+    def _checked(
+        cls,
+        source: pathlib.Path,
+        tokens: list[bytes],
+        ids: list[int] | None,
+        special: Mapping[str, int],
+    ) -> Tokenizer:
+        """A tokenizer, or an error that names the file it comes from."""
+        try:
+            return cls(tokens, ids, special)
+        except TokenizerError as error:
+            raise TokenizerError(f"{source}: {error}") from None
 
 
 class TextStream:
@@ -320,7 +359,9 @@ class TextStream:
 
     def feed(self, token: int) -> str:
         """The text that this token completes; often the empty string."""
-        return self._decoder.decode(self._tokenizer.token_bytes.get(token, b"\xef\xbf\xbd"))
+        if not isinstance(token, int | np.integer):
+            raise TokenError(f"expected a token id, received {token!r}")
+        return self._decoder.decode(self._tokenizer.token_bytes.get(int(token), b"\xef\xbf\xbd"))
 
     def end(self) -> str:
         """What is left when no token follows: U+FFFD for an incomplete character."""
@@ -337,24 +378,29 @@ def _read(path: pathlib.Path) -> bytes:
 
 
 def _parse(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return parse_json(_read(path), str(path))
-    except ConfigError as error:
-        raise TokenizerError(str(error)) from None
+    return parse_json(_read(path), str(path), TokenizerError)
 
 
-def _spelled(pieces: Sequence[str], source: Any) -> list[bytes]:
-    try:
-        return _to_bytes(pieces)
-    except UnicodeEncodeError:
-        raise TokenizerError(
-            f"{source}: a piece has characters outside GPT-2's byte alphabet"
-        ) from None
+def _tokens(pairs: Sequence[Any], source: Any) -> list[bytes]:
+    """The 256 bytes and what each merge makes; both halves of a merge must be tokens before it."""
+    known = {stand_in for _, stand_in in BYTE_ALPHABET}
+    pieces = [stand_in for _, stand_in in BYTE_ALPHABET]
+    for pair in pairs:
+        match pair:
+            case [str(a), str(b)] if a in known and b in known:
+                known.add(a + b)
+                pieces.append(a + b)
+            case _:
+                raise TokenizerError(
+                    f"{source}: expected two tokens to merge, found {str(pair)[:60]}"
+                )
+    # One pass over the whole vocabulary: 50000 calls would take five times as long.
+    joined = _BREAK.join(pieces).translate(_TO_LATIN_1)
+    return [piece.encode("latin-1") for piece in joined.split(_BREAK)]
 
 
-def _refuse_settings(path: pathlib.Path) -> None:
-    """Refuse the tokenizer settings that would change the ids of a text."""
-    settings = _parse(path) if path.exists() else {}
-    for name in ("add_prefix_space", "add_bos_token"):
-        if settings.get(name):
-            raise TokenizerError(f"{path}: {name} = true is not supported")
+def _refuse_settings(settings: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Refuse the settings under which a text would have other ids."""
+    for name, inert in INERT_SETTINGS.items():
+        if settings.get(name) not in (inert, None):
+            raise TokenizerError(f"{path}: {name} = {settings[name]!r} is not supported")

@@ -31,9 +31,7 @@ def nano(**changes: Any) -> Config:
     return Config(**{**values, **changes})
 
 
-def random_tensors(
-    config: Config, seed: int = 0, dtype: Any = np.float64
-) -> dict[str, np.ndarray]:
+def random_tensors(config: Config, seed: int = 0, dtype: Any = np.float64) -> dict[str, np.ndarray]:
     """Weights with GPT-2's proportions; gains near 1, biases far enough from 0 to matter.
 
     The matrices are scaled so that activations stay near unit size at any width.

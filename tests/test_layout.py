@@ -280,7 +280,7 @@ def test_a_wrong_shape_is_refused_with_the_shape_expected(tmp_path, name, shape,
     received["transposed"] = shape[::-1] if len(shape) > 1 else (1, *shape)
     stored[name] = np.zeros(received[wrong], np.float32)
     message = f"{name} expected shape {shape} = {letters}, received {received[wrong]}"
-    refused(write(tmp_path, stored), "model.safetensors", message)
+    refused(write(tmp_path, stored), str(tmp_path), message)
 
 
 @pytest.mark.parametrize("n_layer", [1, 3, 10**9])
@@ -334,7 +334,7 @@ def test_a_tied_head_of_another_shape_is_refused(tmp_path):
 def test_weights_that_are_no_floats_are_refused(tmp_path, name):
     stored = tensors()
     stored[name] = np.ones(stored.get(name, stored["wte.weight"]).shape, np.uint8)
-    refused(write(tmp_path, stored), "model.safetensors", f"{name} is U8")
+    refused(write(tmp_path, stored), str(tmp_path), f"{name} is U8")
 
 
 # -- NaN and infinity --------------------------------------------------------------------------
@@ -440,8 +440,12 @@ def test_inspect_reports_a_damaged_index(tmp_path):
 
 
 def test_inspect_raises_where_there_is_nothing_to_look_at(tmp_path):
-    with pytest.raises(ModelNotFoundError, match="empty"):
-        inspect(tmp_path)
+    with pytest.raises(ModelNotFoundError, match="no such file"):
+        inspect(tmp_path / "missing")
+
+
+def test_inspect_says_that_a_directory_is_empty(tmp_path):
+    assert "empty" in inspect(tmp_path).problems[0]
 
 
 def test_a_config_that_is_a_directory_is_refused(tmp_path):

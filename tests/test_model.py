@@ -157,7 +157,7 @@ TREE = ast.parse(SOURCE)
 WITHOUT_OUT = {
     "np.arange(s.length)": "positions are T integers, not activations",
     "np.concatenate([s.cache.length + np.arange(s.length) for s in segments])": "the same",
-    "np.copyto(scores[:, :, -q.shape[1]:], -np.inf, where=tile.future)": "writes into its argument",
+    "np.copyto(own, -np.inf, where=tile.future)": "writes into its argument",
 }
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's own GPT-2 says what others have published that it says, where its weights are at hand."""
+"""OpenAI's own GPT-2, where it is at hand, says what others have published that it says."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ConfigError, ModelNotFoundError
+from ..errors import ConfigError, ModelNotFoundError, NumpyGPTError
 from ..params import Config
 
 __all__ = ["parse_config", "parse_json", "read_config"]
@@ -53,27 +53,27 @@ INERT: dict[str, tuple[Any, ...]] = {
 FIELDS = {field.name for field in dataclasses.fields(Config)}
 
 
-def parse_json(text: bytes, source: str) -> dict[str, Any]:
-    """A JSON object with distinct keys; anything else is a ConfigError that names `source`."""
+def parse_json(text: bytes, source: str, kind: type[NumpyGPTError] = ConfigError) -> dict[str, Any]:
+    """A JSON object with distinct keys; anything else is an error that names `source`."""
 
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, value in pairs:
             if name in found:
-                raise ConfigError(f"{source}: the key {name[:80]!r} stands in it twice")
+                raise kind(f"{source}: the key {name[:80]!r} stands in it twice")
             found[name] = value
         return found
 
     try:
-        value = json.loads(text, object_pairs_hook=distinct)
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=distinct)
     except RecursionError:
-        raise ConfigError(f"{source}: nested too deeply to be read") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{source}: expected JSON, but {error}") from None
+        raise kind(f"{source}: nested too deeply to be read") from None
+    except NumpyGPTError:
+        raise
+    except ValueError as error:  # not UTF-8, not JSON, or an integer of thousands of digits
+        raise kind(f"{source}: expected JSON, but {error}") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{source}: expected a JSON object, received {type(value).__name__}")
+        raise kind(f"{source}: expected a JSON object, received {type(value).__name__}")
     return value
 
 
@@ -116,7 +116,7 @@ def parse_config(fields: Mapping[str, Any], source: str = "config") -> Config:
                 f"support for it"
             )
     sizes = [(name, rest.pop(name)) for name in ("n_positions", "n_ctx") if name in rest]
-    if len({str(size) for _, size in sizes}) > 1:
+    if len({repr(size) for _, size in sizes}) > 1:
         raise ConfigError(f"{source}: n_positions and n_ctx disagree: {dict(sizes)}")
     values = {name: rest.pop(name) for name in FIELDS & rest.keys()}
     unknown = sorted(rest.keys() - HARMLESS)
@@ -134,7 +134,8 @@ def parse_config(fields: Mapping[str, Any], source: str = "config") -> Config:
     try:
         return Config(**values)
     except ConfigError as error:
-        raise ConfigError(f"{source}: {str(error).removeprefix('config: ')}") from None
+        told = str(error).removeprefix("config: ").replace("n_ctx", sizes[0][0])
+        raise ConfigError(f"{source}: {told}") from None
 
 
 def read_config(path: pathlib.Path) -> Config:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import CheckpointError, CheckpointWarning, ModelNotFoundError
-from ..params import Array, Config, Params, listing, pack, shapes
+from ..params import Array, Config, Params, check, listing, pack
 from .config import parse_json, read_config
-from .safetensors import Entry, SafetensorsFile
+from .safetensors import FLOATS, Entry, SafetensorsFile
 
 __all__ = ["Checkpoint", "Report", "inspect", "read"]
 
@@ -44,7 +44,7 @@ class Stored(NamedTuple):
         return self.file.entries[self.key]
 
 
-@dataclass
+@dataclasses.dataclass
 class Report:
     """What :func:`inspect` found.
 
@@ -63,8 +63,8 @@ class Report:
     path: pathlib.Path
     directory: pathlib.Path
     config: Config | None = None
-    tensors: dict[str, Entry] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    tensors: dict[str, Entry] = dataclasses.field(default_factory=dict)
+    problems: list[str] = dataclasses.field(default_factory=list)
 
 
 def read(path: pathlib.Path, dtype: Any = np.float32) -> Checkpoint:
@@ -93,18 +93,17 @@ def read(path: pathlib.Path, dtype: Any = np.float32) -> Checkpoint:
     CheckpointWarning
         If weights are NaN or infinite; it names them.
     """
-    directory, files = _files(path)
-    config = read_config(directory / "config.json")
-    stored = _stored(files)
-    config = _with_biases(config, stored)
-    _check(config, stored)
+    directory = _directory(path)
+    stored = _stored(_files(path))
+    config = _with_biases(read_config(directory / "config.json"), stored)
+    _check(path, config, stored)
     tensors = {
         name: tensor.file.read(tensor.key, np.dtype(dtype))
         for name, tensor in stored.items()
         if not MASK_BUFFER.fullmatch(name)
     }
     if config.tie_word_embeddings and "lm_head.weight" in tensors:
-        _drop_tied_copy(tensors)
+        _drop_tied_copy(path, tensors)
     odd = [name for name, array in tensors.items() if not _finite(array)]
     if odd:
         warnings.warn(
@@ -115,6 +114,9 @@ def read(path: pathlib.Path, dtype: Any = np.float32) -> Checkpoint:
 
 def inspect(path: pathlib.Path) -> Report:
     """Look at a checkpoint without reading its weights, and collect what would be refused.
+
+    Only what needs the weights themselves is left to :func:`read`: whether a head that is stored
+    although it is tied equals the token table, and whether weights are NaN.
 
     Parameters
     ----------
@@ -129,89 +131,94 @@ def inspect(path: pathlib.Path) -> Report:
     ModelNotFoundError
         If there is nothing to look at.
     """
-    directory, files = _files(path)
-    report = Report(path, directory)
+    report = Report(path, _directory(path))
     stored: dict[str, Stored] = {}
     try:
-        stored = _stored(files)
-    except CheckpointError as error:
+        stored = _stored(_files(path))
+    except (CheckpointError, ModelNotFoundError) as error:
         report.problems.append(str(error))
     report.tensors = {name: tensor.entry for name, tensor in stored.items()}
     try:
-        report.config = _with_biases(read_config(directory / "config.json"), stored)
+        report.config = _with_biases(read_config(report.directory / "config.json"), stored)
     except (CheckpointError, ModelNotFoundError) as error:
         report.problems.append(str(error))
     if report.config and stored:
         try:
-            _check(report.config, stored)
+            _check(path, report.config, stored)
         except CheckpointError as error:
             report.problems.append(str(error))
     return report
 
 
-def _files(path: pathlib.Path) -> tuple[pathlib.Path, list[pathlib.Path]]:
-    """The directory of a checkpoint, and the files that hold its tensors."""
+def _directory(path: pathlib.Path) -> pathlib.Path:
+    """Where the parts of a checkpoint lie."""
+    if not path.exists():
+        raise ModelNotFoundError(f"{path}: no such file or directory")
+    return path if path.is_dir() else path.parent
+
+
+def _files(path: pathlib.Path) -> list[SafetensorsFile]:
+    """The files that hold the tensors of a checkpoint."""
     if path.is_dir():
         single, index = path / "model.safetensors", path / INDEX
         found = sorted(path.glob("*.safetensors"))
         if single.exists():
-            return path, [single]
+            return [SafetensorsFile(single)]
         if index.exists():
-            return path, _shards(index)
+            return _shards(index)
         if len(found) == 1:
-            return path, found
+            return [SafetensorsFile(found[0])]
         there = [entry.name for entry in sorted(path.iterdir())]
         raise ModelNotFoundError(
             f"{path}: expected model.safetensors or {INDEX}, "
             + (f"found {listing(there)}" if there else "but the directory is empty")
         )
-    if not path.exists():
-        raise ModelNotFoundError(f"{path}: no such file or directory")
     if path.name.endswith(".index.json"):
-        return path.parent, _shards(path)
-    return path.parent, [path]
+        return _shards(path)
+    return [SafetensorsFile(path)]
 
 
-def _shards(index: pathlib.Path) -> list[pathlib.Path]:
+def _shards(index: pathlib.Path) -> list[SafetensorsFile]:
     """The files named by an index, which must lie beside it and hold what it says they hold."""
     if index.stat().st_size > 2**24:
         raise CheckpointError(f"{index}: over 16 MiB, which no GPT-2 index is")
-    weight_map = parse_json(index.read_bytes(), str(index)).get("weight_map")
+    weight_map = parse_json(index.read_bytes(), str(index), CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: expected a weight_map from tensors to files")
     by_file: dict[str, set[str]] = {}
     for name, file in weight_map.items():
-        if not isinstance(file, str) or file != pathlib.PureWindowsPath(file).name or not file:
+        # A name that is its own last part on Windows is one everywhere.
+        plain = isinstance(file, str) and file == pathlib.PureWindowsPath(file).name
+        if not plain or file in ("", ".", "..") or len(file) > 255:
             raise CheckpointError(
                 f"{index}: {name} is in {str(file)[:80]!r}, expected a plain file name: shards "
                 f"must lie beside their index"
             )
         by_file.setdefault(file, set()).add(name)
-    paths = []
+    files = []
     for file, names in sorted(by_file.items()):
         path = index.parent / file
         if not path.exists():
             raise ModelNotFoundError(f"{path}: not found, but {index.name} says it holds tensors")
-        held = SafetensorsFile(path).entries.keys()
+        files.append(SafetensorsFile(path))
+        held = files[-1].entries.keys()
         if held != names:
             raise CheckpointError(
                 f"{path}: holds other tensors than {index.name} says: "
                 f"{listing(sorted(held ^ names))}"
             )
-        paths.append(path)
-    return paths
+    return files
 
 
-def _stored(paths: Sequence[pathlib.Path]) -> dict[str, Stored]:
+def _stored(files: Sequence[SafetensorsFile]) -> dict[str, Stored]:
     """Every tensor of the files, by its name without the prefix ``transformer.``."""
     stored: dict[str, Stored] = {}
-    for path in paths:
-        file = SafetensorsFile(path)
+    for file in files:
         for key in file.entries:
             name = key.removeprefix("transformer.")
             if name in stored:
                 raise CheckpointError(
-                    f"{path}: {name} stands in it twice, as {stored[name].key} and as {key}"
+                    f"{file.path}: {name} stands in it twice, as {stored[name].key} and as {key}"
                 )
             stored[name] = Stored(file, key)
     return stored
@@ -221,45 +228,33 @@ def _with_biases(config: Config, stored: dict[str, Stored]) -> Config:
     """`config`, without biases if the checkpoint has not one of them."""
     some = any(name.endswith(".bias") and not MASK_BUFFER.fullmatch(name) for name in stored)
     if config.bias and stored and not some:
-        return Config(**{**vars(config), "bias": False})
+        return dataclasses.replace(config, bias=False)
     return config
 
 
-def _check(config: Config, stored: dict[str, Stored]) -> None:
-    """Names and shapes, before any tensor is read."""
-    layers = {name.split(".")[1] for name in stored if re.match(r"h\.\d+\.", name)}
-    if len(layers) != config.n_layer:
-        raise CheckpointError(
-            f"config.json says n_layer = {config.n_layer}, but there are tensors of "
-            f"{len(layers)} layers"
-        )
-    expected = shapes(config)
-    optional = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    surplus = [
-        name
-        for name in stored
-        if name not in expected and name not in optional and not MASK_BUFFER.fullmatch(name)
-    ]
-    if surplus:
-        raise CheckpointError(f"unexpected tensors, which GPT-2 has no use for: {listing(surplus)}")
-    missing = [name for name in expected if name not in stored]
-    if missing:
-        raise CheckpointError(
-            f"{len(missing)} of {len(expected)} tensors are missing: {listing(missing)}"
-        )
-    for name, (shape, letters) in expected.items():
-        if stored[name].entry.shape != shape:
+def _check(path: pathlib.Path, config: Config, stored: dict[str, Stored]) -> None:
+    """Names, shapes and types, before any tensor is read."""
+    used = {name: t.entry for name, t in stored.items() if not MASK_BUFFER.fullmatch(name)}
+    # A tied head may be stored too; then it must have a head's shape.
+    stored_head = config.tie_word_embeddings and "lm_head.weight" in used
+    told = dataclasses.replace(config, tie_word_embeddings=False) if stored_head else config
+    try:
+        check(told, {name: entry.shape for name, entry in used.items()})
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    for name, entry in used.items():
+        if entry.dtype not in FLOATS:
             raise CheckpointError(
-                f"{stored[name].file.path}: {name} expected shape {shape} = {letters}, received "
-                f"{stored[name].entry.shape}"
+                f"{path}: {name} is {entry.dtype}; expected one of {', '.join(FLOATS)}"
             )
 
 
-def _drop_tied_copy(tensors: dict[str, Array]) -> None:
+def _drop_tied_copy(path: pathlib.Path, tensors: dict[str, Array]) -> None:
     """Remove a stored head that repeats the token table; refuse one that does not."""
-    if not np.array_equal(tensors.pop("lm_head.weight"), tensors["wte.weight"]):
+    head = tensors.pop("lm_head.weight")
+    if not np.array_equal(head, tensors["wte.weight"], equal_nan=True):
         raise CheckpointError(
-            "lm_head.weight differs from wte.weight, but config.json ties them; set "
+            f"{path}: lm_head.weight differs from wte.weight, but config.json ties them; set "
             '"tie_word_embeddings": false if the model was trained with a head of its own'
         )
 

@@ -55,8 +55,12 @@ def find(name: str | os.PathLike[str]) -> pathlib.Path:
     >>> find("shakespeare").name
     'shakespeare'
     """
-    path = pathlib.Path(name)
-    text = str(name)
+    text = os.fspath(name)
+    path = pathlib.Path(text)
+    if not text:
+        raise ModelNotFoundError("the name of the model is empty")
+    if len(path.name) > 255:  # more than any file system allows; asking it would fail
+        raise ModelNotFoundError(f"unknown model {text[:40]!r}...: too long for a name")
     shadows = text in bundled() and not (path / "config.json").exists()
     if path.exists() and not shadows:
         return path

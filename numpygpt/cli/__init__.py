@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
+import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", CheckpointWarning)
             warnings.showwarning = _show_warning
             status: int = args.run(args)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed by the caller
+                sys.stdout.flush()
         return status
     except NumpyGPTError as error:
         return _fail(str(error))
@@ -58,10 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # Whoever read our output has gone. Python would complain once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        # Nothing can be written. Python would complain once more when it flushes at its end.
+        sys.stdout = io.StringIO()
+        gone = isinstance(error, BrokenPipeError)  # whoever read our output has had enough
+        return 0 if gone else _fail(f"cannot write the output: {error.strerror}")
 
 
 def _fail(message: str) -> int:

@@ -59,7 +59,7 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Generate, and stream the text or print the JSON."""
     prompt = args.prompt
-    if prompt is None and not sys.stdin.isatty():
+    if prompt is None and sys.stdin is not None and not sys.stdin.isatty():
         prompt = sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
     prompt = prompt or ""
     settings = {

@@ -49,9 +49,9 @@ def choose(logits: Array, rng: np.random.Generator | None = None) -> int:
     if rng is None:
         return likeliest
     cumulative = np.cumsum(np.exp(logits.astype(np.float64) - top))
-    drawn = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
-    # Rounding up to the very total would fall off the end, onto tokens that are ruled out.
-    return int(min(drawn, np.searchsorted(cumulative, cumulative[-1], side="left")))
+    # The total is at least 1 = exp(0), so a number below 1 times the total rounds to less than the
+    # total, and the search cannot fall off the end; "right" steps over tokens of probability 0.
+    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
 
 
 def log_probability(logits: Array, token: int) -> float:
