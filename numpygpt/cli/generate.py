@@ -13,7 +13,7 @@ __all__ = ["add", "run"]
 
 EXAMPLES = """\
 examples:
-  numpygpt generate "ROMEO:" --temperature 0.8 --top-k 40 --seed 7
+  numpygpt generate "ROMEO:" --temperature 0.8 --top-k 40 --seed 14
   echo "To be, or not" | numpygpt generate --max-new-tokens 50
   numpygpt generate "Alan Turing" --model path/to/gpt2 --json
 """
