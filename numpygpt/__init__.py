@@ -2,7 +2,8 @@
 
 >>> import numpygpt
 >>> model = numpygpt.load("shakespeare")
->>> print(model.generate("ROMEO:", max_new_tokens=4).ids)  # doctest: +SKIP
+>>> model.generate("ROMEO:", max_new_tokens=8, stop_ids=()).finish_reason
+'length'
 
 Start with :func:`load`; read :mod:`numpygpt.model`, which is GPT-2 from top to bottom.
 """

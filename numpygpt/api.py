@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 
 from . import checkpoints
 from .cache import Cache, segments
-from .decoding import Generation, Settings, decode
+from .decoding import Generation, Settings, Step, decode
 from .errors import ArgumentError, ContextError, TokenError, TokenizerError
 from .feed import CHUNK, Feeder
 from .model import forward, unembed
 from .params import Array, Config, Params
 from .plans import Traced
-from .tokenizer import Tokenizer
+from .tokenizer import TextStream, Tokenizer
 
 __all__ = ["Model", "load", "tokenizer_for"]
 
 Prompt: TypeAlias = "str | Sequence[int] | Array"
 
 DTYPES = {"float32": np.float32, "float64": np.float64}
+
+# Vocabulary files that cannot be used alone. Where one lies, GPT-2's vocabulary is not meant.
+PARTS = ("vocab.json", "merges.txt", "encoder.json", "vocab.txt", "spiece.model")
+
+
+class Options(TypedDict, total=False):
+    """The settings of ``generate``, for type checkers."""
+
+    max_new_tokens: int
+    temperature: float | None
+    top_k: int | None
+    seed: int | None
+    stop_ids: Iterable[int] | None
+    chunk: int
+    on_step: Callable[[list[int]], None] | None
 
 
 def load(source: str | os.PathLike[str], dtype: str = "float32") -> Model:
@@ -49,6 +65,8 @@ def load(source: str | os.PathLike[str], dtype: str = "float32") -> Model:
         If there is no such model.
     CheckpointError
         If its files are damaged or do not fit each other.
+    ArgumentError
+        If `dtype` is another one.
 
     Examples
     --------
@@ -57,28 +75,39 @@ def load(source: str | os.PathLike[str], dtype: str = "float32") -> Model:
     >>> model.config.n_layer
     4
     """
-    if str(dtype) not in DTYPES:
+    try:
+        name = np.dtype(dtype).name
+    except TypeError:
+        name = ""
+    if name not in DTYPES:
         raise ArgumentError(f"dtype must be {' or '.join(map(repr, DTYPES))}, not {dtype!r}")
-    config, params, directory = checkpoints.read(checkpoints.find(source), DTYPES[str(dtype)])
+    config, params, directory = checkpoints.read(checkpoints.find(source), DTYPES[name])
     return Model(config, params, tokenizer_for(directory, config))
 
 
 def tokenizer_for(directory: pathlib.Path, config: Config) -> Callable[[], Tokenizer] | None:
     """What makes the tokenizer that belongs to a checkpoint, or None if it has none."""
     if Tokenizer.locate(directory) is None:
+        part = next((name for name in PARTS if (directory / name).exists()), None)
         # 50304 is 50257 rounded up to a multiple of 128, as nanoGPT and llm.c store it.
-        return Tokenizer.gpt2 if config.vocab_size in (50257, 50304) else None
+        if part is None and config.vocab_size in (50257, 50304):
+            return Tokenizer.gpt2
+        return None if part is None else functools.partial(_incomplete, directory / part)
+    return functools.partial(_fitting, directory, config.vocab_size)
 
-    def make() -> Tokenizer:
-        tokenizer = Tokenizer.from_directory(directory)
-        if tokenizer.last_id >= config.vocab_size:
-            raise TokenizerError(
-                f"{directory}: the vocabulary has ids up to {tokenizer.last_id}, but the model has "
-                f"{config.vocab_size} tokens: these files do not belong together"
-            )
-        return tokenizer
 
-    return make
+def _incomplete(part: pathlib.Path) -> Tokenizer:
+    raise TokenizerError(f"{part}: a vocabulary needs more files than this one beside it")
+
+
+def _fitting(directory: pathlib.Path, vocab_size: int) -> Tokenizer:
+    tokenizer = Tokenizer.from_directory(directory)
+    if tokenizer.last_id >= vocab_size:
+        raise TokenizerError(
+            f"{directory}: the vocabulary has ids up to {tokenizer.last_id}, but the model has "
+            f"{vocab_size} tokens: these files do not belong together"
+        )
+    return tokenizer
 
 
 class Model:
@@ -183,7 +212,7 @@ class Model:
 
     def trace(
         self, ids: Sequence[int] | Array, names: Sequence[str] | None = None
-    ) -> Mapping[str, Array]:
+    ) -> dict[str, Array]:
         """Every intermediate result of one forward pass, by name.
 
         Parameters
@@ -215,7 +244,8 @@ class Model:
         {'h.0.attn.pattern': (4, 3, 3), 'logits': (3, 3072)}
         """
         ids = self._ids(ids)
-        names = [names] if isinstance(names, str) else names
+        if names is not None:
+            names = [names] if isinstance(names, str) else [str(name) for name in names]
         cache = Cache(self.config, len(ids), self.dtype)
         planner = Traced(self.config, len(ids), names, len(ids), self.dtype)
         laid = segments([len(ids)], [cache])
@@ -228,40 +258,59 @@ class Model:
     # -- text ----------------------------------------------------------------------------------
 
     @overload
-    def generate(self, prompt: str | Array, **settings: Any) -> Generation: ...
+    def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
+        self, prompt: str | Array, **options: Unpack[Options]
+    ) -> Generation: ...
     @overload
-    def generate(self, prompt: Sequence[int], **settings: Any) -> Generation: ...
+    def generate(self, prompt: Sequence[int], **options: Unpack[Options]) -> Generation: ...
     @overload
     def generate(
-        self, prompt: Sequence[str] | Sequence[Sequence[int]], **settings: Any
+        self, prompt: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[Options]
     ) -> list[Generation]: ...
     def generate(
-        self, prompt: Any, *, on_step: Callable[[list[int]], None] | None = None, **settings: Any
+        self,
+        prompt: Any,
+        *,
+        max_new_tokens: int = 100,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stop_ids: Iterable[int] | None = None,
+        chunk: int = CHUNK,
+        on_step: Callable[[list[int]], None] | None = None,
     ) -> Generation | list[Generation]:
         """Continue a prompt, or several.
 
         Parameters
         ----------
         prompt : str, sequence of int, or a list of these
-            An empty prompt starts from end-of-text, where the tokenizer has one. Special tokens
-            in a text are plain text.
+            An empty prompt (``""`` or an empty array) starts from end-of-text, where the
+            tokenizer has one. Special tokens in a text are plain text.
+        max_new_tokens : int
+        temperature : float, optional
+            Divides the logits before a token is drawn; greedy if None or 0.
+        top_k : int, optional
+            Draw from the k likeliest tokens only.
+        seed : int, optional
+            Makes the draws repeatable. Every sequence has a generator of its own, so the same
+            prompt twice in a list gives the same text twice.
+        stop_ids : iterable of int, optional
+            Tokens that end a sequence; the tokenizer's end-of-text if None, ``()`` never stops.
+        chunk : int
+            Most rows in one forward pass; with 1 nothing depends on the batch, to the last bit.
         on_step : function, optional
             Called after every step with the new token of each running sequence.
-        **settings
-            The fields of :class:`numpygpt.decoding.Settings`: ``max_new_tokens`` (100),
-            ``temperature`` (None: greedy), ``top_k``, ``seed``, ``stop_ids`` (the tokenizer's
-            end-of-text; ``()`` never stops), ``chunk``.
 
         Returns
         -------
         Generation or list of Generation
-            Each result of a list is the one its prompt would have had alone, up to the rounding
-            of the logits; with ``chunk=1``, exactly.
+            A list for a list of prompts. Each result is the one its prompt would have had alone,
+            up to the rounding of the logits; with ``chunk=1``, exactly.
 
         Raises
         ------
         ContextError
-            If a prompt and ``max_new_tokens`` are together more than n_ctx + 1.
+            If a prompt and `max_new_tokens` are together more than n_ctx + 1.
         TokenError, TokenizerError, ArgumentError
             If a prompt or a setting is unusable.
 
@@ -273,11 +322,11 @@ class Model:
         >>> len(result.ids), result.finish_reason
         (8, 'length')
         """
-        several = isinstance(prompt, Sequence) and not isinstance(prompt, str)
-        several = several and any(isinstance(item, Sequence | np.ndarray) for item in prompt)
+        settings = self._settings(max_new_tokens, temperature, top_k, seed, stop_ids, chunk)
+        several = isinstance(prompt, list | tuple) and not any(map(_is_id, prompt))
         prompts = [self._prompt(item) for item in (prompt if several else [prompt])]
         results = [Generation(ids.tolist()) for ids in prompts]
-        for steps in self._decode(prompts, settings):
+        for steps in decode(prompts, settings, self.params, self.config):
             for step in steps:
                 result = results[step.sequence]
                 result.finish_reason = step.finish or result.finish_reason
@@ -291,18 +340,33 @@ class Model:
                 result.text = self.tokenizer.decode(result.ids)
         return results if several else results[0]
 
-    def stream(self, prompt: Prompt, **settings: Any) -> Iterator[str]:
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 100,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stop_ids: Iterable[int] | None = None,
+        chunk: int = CHUNK,
+    ) -> Iterator[str]:
         """Continue one prompt, piece by piece as the text becomes known.
 
         Parameters
         ----------
-        prompt, **settings
+        prompt, max_new_tokens, temperature, top_k, seed, stop_ids, chunk
             As for :meth:`generate`.
 
-        Yields
-        ------
-        str
+        Returns
+        -------
+        iterator of str
             Never half a character; joined, the text that :meth:`generate` returns.
+
+        Raises
+        ------
+        ContextError, TokenError, TokenizerError, ArgumentError
+            As :meth:`generate`, and at once.
 
         Examples
         --------
@@ -312,25 +376,28 @@ class Model:
         >>> text == model.generate("ROMEO:", max_new_tokens=8).text
         True
         """
-        text = self.tokenizer.stream()
-        for (step,) in self._decode([self._prompt(prompt)], settings):
-            if step.finish != "stop" and (piece := text.feed(step.token)):
-                yield piece
-        if piece := text.end():
-            yield piece
+        settings = self._settings(max_new_tokens, temperature, top_k, seed, stop_ids, chunk)
+        steps = decode([self._prompt(prompt)], settings, self.params, self.config)
+        return _pieces(steps, self.tokenizer.stream())
 
     # -- checks --------------------------------------------------------------------------------
 
-    def _decode(self, prompts: Sequence[Array], settings: dict[str, Any]) -> Iterator[Any]:
-        if unknown := settings.keys() - Settings.__dataclass_fields__.keys():
-            raise ArgumentError(f"generate has no setting {sorted(unknown)[0]!r}")
-        stop = settings.pop("stop_ids", None)
-        if stop is None:
-            stop = [self._end_of_text] if self._end_of_text is not None else []
-        if not isinstance(stop, Sequence | np.ndarray) or len(stop):
-            stop = self._ids(stop, in_context=False).tolist()
-        checked = Settings(**settings, stop_ids=tuple(stop))
-        yield from decode(prompts, checked, self.params, self.config)
+    def _settings(
+        self,
+        max_new_tokens: int,
+        temperature: float | None,
+        top_k: int | None,
+        seed: int | None,
+        stop_ids: Iterable[int] | None,
+        chunk: int,
+    ) -> Settings:
+        if stop_ids is None:
+            stop_ids = [] if self._end_of_text is None else [self._end_of_text]
+        elif not isinstance(stop_ids, Iterable) or isinstance(stop_ids, str | bytes):
+            raise ArgumentError(f"stop_ids must be token ids, not {stop_ids!r}")
+        stop = list(stop_ids)
+        stop = self._ids(stop, in_context=False).tolist() if stop else []
+        return Settings(max_new_tokens, temperature, top_k, seed, tuple(stop), chunk)
 
     @property
     def _end_of_text(self) -> int | None:
@@ -338,7 +405,9 @@ class Model:
 
     def _prompt(self, prompt: Prompt) -> Array:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        if not isinstance(ids, Sequence | np.ndarray) or len(ids):
+        if not isinstance(ids, list | tuple | np.ndarray | range):
+            raise TokenError(f"a prompt must be text or token ids, not {type(ids).__name__}")
+        if np.ndim(ids) != 1 or len(ids):
             return self._ids(ids, in_context=False)
         if self._end_of_text is None:
             raise TokenError(
@@ -359,7 +428,9 @@ class Model:
                 f"expected one or more token ids in a row, received shape {array.shape}"
             )
         if array.dtype.kind not in "iu":
-            raise TokenError(f"token ids must be integers, not {array.dtype}: {array[0]!r} ...")
+            raise TokenError(
+                f"token ids must be integers, not {array.dtype}: {array.tolist()[0]!r}"
+            )
         wrong = array[(array < 0) | (array >= self.config.vocab_size)]
         if wrong.size:
             raise TokenError(
@@ -370,3 +441,17 @@ class Model:
                 f"{len(array)} tokens are more than the model's {self.config.n_ctx} positions"
             )
         return array.astype(np.intp)
+
+
+def _is_id(item: Any) -> bool:
+    """Whether this is a number, an element of one prompt, and not a prompt."""
+    return not isinstance(item, str | list | tuple | range) and np.ndim(item) == 0
+
+
+def _pieces(steps: Iterator[list[Step]], text: TextStream) -> Iterator[str]:
+    """The text of a single sequence's steps."""
+    for (step,) in steps:
+        if step.finish != "stop" and (piece := text.feed(step.token)):
+            yield piece
+    if piece := text.end():
+        yield piece

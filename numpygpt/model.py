@@ -76,7 +76,7 @@ def attention(
 
 
 def attend(q: Array, keys: Array, values: Array, scale: float, tile: Tile) -> Array:
-    """Mix the values of the visible tokens by how well their keys fit: (H, T, D) -> (H, T, D)."""
+    """Mix the visible values by how well their keys fit the tile's queries."""
     keys, values = keys[:, : tile.visible], values[:, : tile.visible]              # (H, S, D)
     scores = np.matmul(q, keys.mT, out=tile.scores)                                # (H, T, S)
     np.multiply(scores, scale, out=scores)

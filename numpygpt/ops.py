@@ -19,6 +19,7 @@ import numpy as np
 
 __all__ = [
     "ACTIVATIONS",
+    "Array",
     "erf",
     "gelu",
     "gelu_new",
@@ -169,7 +170,7 @@ def gelu_new(x: Array, out: Array | None = None) -> Array:
     >>> gelu_new(np.array([-1.0, 0.0, 1.0])).round(6)
     array([-0.158808,  0.      ,  0.841192])
     """
-    # x * x * x, never x**3: np.power took 600 times as long per element.
+    # Factored as x (1 + 0.044715 x x): np.power took 600 times as long per element.
     out = np.multiply(x, x, out=out)
     np.multiply(out, 0.044715, out=out)
     np.add(out, 1.0, out=out)

@@ -11,12 +11,10 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from .errors import CheckpointError, ConfigError
-from .ops import ACTIVATIONS
+from .ops import ACTIVATIONS, Array
 
 __all__ = [
     "MLP",
@@ -31,8 +29,6 @@ __all__ = [
     "pack",
     "shapes",
 ]
-
-Array: TypeAlias = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ sequence and agrees within rounding.
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -91,6 +92,14 @@ def trace_names(n_layer: int) -> list[str]:
     return before + [name.format(i=i) for i in range(n_layer) for name in layer] + after
 
 
+def _source(name: str) -> str:
+    """The name under which an array is made: a block's input is what stood there before it."""
+    if not name.endswith(".resid_pre"):
+        return name
+    i = int(name.split(".")[1])
+    return f"h.{i - 1}.resid_post" if i else "embed"
+
+
 class Tile(NamedTuple):
     """A block of query rows of one segment, small enough that its scores stay in the cache.
 
@@ -107,7 +116,7 @@ class Tile(NamedTuple):
 
 
 class AttentionPlan(NamedTuple):
-    """Destinations inside attention; ``tiles`` has a list for each segment."""
+    """Destinations inside attention; ``tiles``, a list for each segment, also say which rows."""
 
     tiles: list[list[Tile]]
     qkv: Place = None
@@ -156,18 +165,14 @@ TILE_ROWS = 128
 
 
 def _tiles(segments: Sequence[Segment], rows: int) -> list[list[Tile]]:
+    """Divide the rows of each segment into tiles of at most `rows`."""
     future = np.triu(np.ones((rows, rows), bool), 1)
-    return [
-        [
-            Tile(
-                rows=slice(at.start + start, at.start + min(start + rows, at.stop - at.start)),
-                visible=cache.length + min(start + rows, at.stop - at.start),
-                future=future[: at.stop - at.start - start, : at.stop - at.start - start],
-            )
-            for start in range(0, at.stop - at.start, rows)
-        ]
-        for at, cache in segments
-    ]
+
+    def tile(segment: Segment, start: int) -> Tile:
+        t, first = min(rows, segment.length - start), segment.rows.start + start
+        return Tile(slice(first, first + t), segment.cache.length + start + t, future[:t, :t])
+
+    return [[tile(each, start) for start in range(0, each.length, rows)] for each in segments]
 
 
 def _as_heads(rows: Array, n_head: int) -> Array:
@@ -316,68 +321,56 @@ class Traced(Reused):
         """One array for each wanted name, the shared buffers elsewhere."""
         if len(segments) != 1:
             raise ArgumentError(f"a trace follows one sequence, not {len(segments)}")
-        shared = super().fit(segments)
-        (rows, cache), c = segments[0], self.config
+        plan, (segment,) = super().fit(segments), segments
+        c, t = self.config, segment.length
         sizes = {
-            "N": rows.stop, "T": rows.stop, "S": cache.length + rows.stop, "C": c.n_embd,
-            "3C": 3 * c.n_embd, "H": c.n_head, "D": c.head_dim, "F": c.mlp_dim, "V": c.vocab_size,
+            "N": t, "T": t, "S": segment.cache.length + t, "C": c.n_embd, "3C": 3 * c.n_embd,
+            "H": c.n_head, "D": c.head_dim, "F": c.mlp_dim, "V": c.vocab_size,
         }  # fmt: skip
-        made: dict[str, Array] = {}
+        kept: dict[str, Array] = {}
+        for name in map(_source, self.wanted):
+            if name not in kept:
+                kind = re.sub(r"^h\.\d+", "h.{i}", name)
+                kept[name] = self._new(kind, tuple(sizes[axis] for axis in _AXES[kind]))
+        self.arrays = {name: kept[_source(name)] for name in self.wanted}
 
-        def place(name: str, otherwise: Place, *aliases: str) -> Place:
-            """A new array if any name of this intermediate is wanted."""
-            names = {name, *aliases}.intersection(self.wanted)
-            if not names:
-                return otherwise
-            kind = name if name in _AXES else "h.{i}." + name.split(".", 2)[2]
-            array = self._new(kind, tuple(sizes[axis] for axis in _AXES[kind]))
-            made.update(dict.fromkeys(names, array))
-            return array
-
-        def tiles(h: str) -> list[Tile]:
-            scores, pattern = (place(f"{h}.attn.{name}", None) for name in ("scores", "pattern"))
-            heads = place(f"{h}.attn.heads", shared.h[0].attn.heads)
-            return [
-                tile._replace(
-                    scores=tile.scores if scores is None else scores[:, at, :visible],
-                    pattern=tile.pattern if pattern is None else pattern[:, at, :visible],
-                    heads=None if heads is None else heads[:, at],
-                )
-                for tile in shared.h[0].attn.tiles[0]
-                for at, visible in [(tile.rows, tile.visible)]
-            ]
+        def tile(h: str, tile: Tile) -> Tile:
+            scores, pattern = (kept.get(f"{h}.attn.{name}") for name in ("scores", "pattern"))
+            heads, at = kept.get(f"{h}.attn.heads"), np.s_[:, tile.rows, : tile.visible]
+            return tile._replace(
+                scores=tile.scores if scores is None else scores[at],
+                pattern=tile.pattern if pattern is None else pattern[at],
+                heads=tile.heads if heads is None else heads[:, tile.rows],
+            )
 
         def block(i: int, p: BlockPlan) -> BlockPlan:
-            h = f"h.{i}"
+            h, get = f"h.{i}", kept.get
             attn = AttentionPlan(
-                tiles=[tiles(h)],
-                qkv=place(f"{h}.attn.qkv", p.attn.qkv),
-                heads=made.get(f"{h}.attn.heads", p.attn.heads),
-                out=place(f"{h}.attn.out", p.attn.out),
+                tiles=[[tile(h, each) for each in p.attn.tiles[0]]],
+                qkv=get(f"{h}.attn.qkv", p.attn.qkv),
+                heads=get(f"{h}.attn.heads", p.attn.heads),
+                out=get(f"{h}.attn.out", p.attn.out),
             )
             mlp = MLPPlan(
-                pre=place(f"{h}.mlp.pre", p.mlp.pre),
-                post=place(f"{h}.mlp.post", p.mlp.post),
-                out=place(f"{h}.mlp.out", p.mlp.out),
+                pre=get(f"{h}.mlp.pre", p.mlp.pre),
+                post=get(f"{h}.mlp.post", p.mlp.post),
+                out=get(f"{h}.mlp.out", p.mlp.out),
             )
             return BlockPlan(
                 attn,
                 mlp,
-                ln_1=place(f"{h}.ln_1", p.ln_1),
-                resid_mid=place(f"{h}.resid_mid", p.resid_mid),
-                ln_2=place(f"{h}.ln_2", p.ln_2),
-                # The next block's input is this very array.
-                resid_post=place(f"{h}.resid_post", p.resid_post, f"h.{i + 1}.resid_pre"),
+                ln_1=get(f"{h}.ln_1", p.ln_1),
+                resid_mid=get(f"{h}.resid_mid", p.resid_mid),
+                ln_2=get(f"{h}.ln_2", p.ln_2),
+                resid_post=get(f"{h}.resid_post", p.resid_post),
             )
 
-        plan = Plan(
-            embed=place("embed", shared.embed, "h.0.resid_pre"),
-            h=[block(i, p) for i, p in enumerate(shared.h)],
-            ln_f=place("ln_f", shared.ln_f),
-            logits=place("logits", None),
+        return Plan(
+            h=[block(i, p) for i, p in enumerate(plan.h)],
+            embed=kept.get("embed", plan.embed),
+            ln_f=kept.get("ln_f", plan.ln_f),
+            logits=kept.get("logits"),
         )
-        self.arrays = {name: made[name] for name in self.wanted}
-        return plan
 
     def _new(self, kind: str, shape: tuple[int, ...]) -> Array:
         if kind.endswith("attn.heads"):

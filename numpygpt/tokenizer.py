@@ -10,13 +10,14 @@ import base64
 import binascii
 import codecs
 import functools
+import itertools
+import operator
 import pathlib
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
-from .checkpoints.config import parse_json
+from .checkpoints.json_files import parse_json
 from .checkpoints.locate import weights_directory
 from .errors import TokenError, TokenizerError
 
@@ -45,6 +46,8 @@ BYTE_ALPHABET = _byte_alphabet()
 _TO_LATIN_1 = {ord(stand_in): byte for byte, stand_in in BYTE_ALPHABET}
 _BREAK = "\u2603"  # any character that is neither in Latin-1 nor in the alphabet
 
+LONG_RUN = re.compile(r"[ \t\n\r]{1000,}+(?=\S)")
+
 # Settings of Hugging Face tokenizers that change the ids of a text, and the values that do not.
 INERT_SETTINGS = {
     "add_prefix_space": False,
@@ -69,6 +72,12 @@ class Tokenizer:
         The id of each; its place in `tokens` if None.
     special : mapping of str to int
         Special tokens and their ids.
+
+    Notes
+    -----
+    tiktoken merges any two neighbours whose joined bytes are a token. Merge lists that come out
+    of BPE training lead to the same ids; one made by hand, with a token that its own pair cannot
+    make because an earlier merge takes the pair apart, may not.
 
     Attributes
     ----------
@@ -165,6 +174,13 @@ class Tokenizer:
         Returns
         -------
         list of int
+
+        Raises
+        ------
+        TokenError
+            If this is not text.
+        TokenizerError
+            If a special token is unknown, or the text is beyond tiktoken.
         """
         if not isinstance(text, str):
             raise TokenError(f"expected text, received {type(text).__name__}")
@@ -173,7 +189,12 @@ class Tokenizer:
         allowed = set(allowed_special)
         if unknown := allowed - self.special.keys():
             raise TokenizerError(f"no special token is called {sorted(unknown)[0]!r}")
-        ids = self._engine.encode(text, allowed_special=allowed, disallowed_special=())
+        ids: list[int] = []
+        for part in _parts(text):
+            try:
+                ids += self._engine.encode(part, allowed_special=allowed, disallowed_special=())
+            except ValueError as error:  # the regular expression gave up
+                raise TokenizerError(f"this text cannot be cut into words: {error}") from None
         return ids if self._numbering is None else [self._numbering[i] for i in ids]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -185,7 +206,9 @@ class Tokenizer:
             If an id has no token.
         """
         try:
-            return b"".join([self.token_bytes[i] for i in ids])
+            return b"".join([self.token_bytes[operator.index(i)] for i in ids])
+        except TypeError:
+            raise TokenError("token ids must be integers") from None
         except KeyError as error:
             raise TokenError(f"no token has the id {error.args[0]!r}") from None
 
@@ -282,7 +305,7 @@ class Tokenizer:
             case {
                 "model": {"type": "BPE", "vocab": dict(vocab), "merges": list(merges)},
                 "pre_tokenizer": {"type": "ByteLevel"},
-            } if not fields.get("normalizer"):
+            } if not fields.get("normalizer") and _adds_nothing(fields.get("post_processor")):
                 _refuse_settings(fields["model"] | fields["pre_tokenizer"], path)
             case _:
                 raise TokenizerError(f"{path}: not a byte-level BPE of GPT-2's kind")
@@ -359,13 +382,25 @@ class TextStream:
 
     def feed(self, token: int) -> str:
         """The text that this token completes; often the empty string."""
-        if not isinstance(token, int | np.integer):
-            raise TokenError(f"expected a token id, received {token!r}")
-        return self._decoder.decode(self._tokenizer.token_bytes.get(int(token), b"\xef\xbf\xbd"))
+        try:
+            token = operator.index(token)
+        except TypeError:
+            raise TokenError(f"expected a token id, received {token!r}") from None
+        return self._decoder.decode(self._tokenizer.token_bytes.get(token, b"\xef\xbf\xbd"))
 
     def end(self) -> str:
         """What is left when no token follows: U+FFFD for an incomplete character."""
         return self._decoder.decode(b"", final=True)
+
+
+def _parts(text: str) -> list[str]:
+    """A text, cut inside its long runs of white space, where a word border is anyway.
+
+    The last white space before a word belongs to the word, so a run ends one character before its
+    end. tiktoken's regular expression runs out of stack on runs of a million.
+    """
+    cuts = [0, *(run.end() - 1 for run in LONG_RUN.finditer(text)), len(text)]
+    return [text[start:stop] for start, stop in itertools.pairwise(cuts)]
 
 
 def _read(path: pathlib.Path) -> bytes:
@@ -397,6 +432,11 @@ def _tokens(pairs: Sequence[Any], source: Any) -> list[bytes]:
     # One pass over the whole vocabulary: 50000 calls would take five times as long.
     joined = _BREAK.join(pieces).translate(_TO_LATIN_1)
     return [piece.encode("latin-1") for piece in joined.split(_BREAK)]
+
+
+def _adds_nothing(processor: Any) -> bool:
+    """Whether the last step of a tokenizer.json leaves the ids alone."""
+    return not processor or (isinstance(processor, dict) and processor.get("type") == "ByteLevel")
 
 
 def _refuse_settings(settings: Mapping[str, Any], path: pathlib.Path) -> None:

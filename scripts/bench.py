@@ -89,7 +89,7 @@ def write_random_checkpoint(directory: pathlib.Path, shape: dict[str, int]) -> N
 
 def check(model: numpygpt.Model, exact: numpygpt.Model) -> float:
     """Largest difference from the float64 logits over their scale; refuses to go on over 2e-5."""
-    ids = np.random.default_rng(2).integers(0, model.config.vocab_size, 64)
+    ids = np.random.default_rng(2).integers(0, model.config.vocab_size, min(64, model.config.n_ctx))
     want, got = exact.logits(ids), model.logits(ids)
     error = float(abs(got - want).max() / abs(want).max())
     if not error < 2e-5:
@@ -246,6 +246,13 @@ def report(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def at_least_one(text: str) -> int:
+    """A count of something that is measured."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return int(text)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -253,8 +260,12 @@ def main() -> None:
     )
     parser.add_argument("--size", choices=SHAPES, default="124M", help="default: %(default)s")
     parser.add_argument("--model", help="a model instead of random weights")
-    parser.add_argument("--steps", type=int, default=64, help="tokens decoded in each case")
-    parser.add_argument("--rounds", type=int, default=5, help="of prefill and of cold starts")
+    parser.add_argument(
+        "--steps", type=at_least_one, default=64, help="tokens decoded in each case"
+    )
+    parser.add_argument(
+        "--rounds", type=at_least_one, default=5, help="of prefill and of cold starts"
+    )
     parser.add_argument("--prompt", default="Hello, world", help="for the cold start")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -265,7 +276,10 @@ def main() -> None:
         path = args.model or directory
         if not args.model:
             write_random_checkpoint(pathlib.Path(directory), SHAPES[args.size])
-        record = measure(path, args)
+        try:
+            record = measure(path, args)
+        except numpygpt.errors.NumpyGPTError as error:
+            sys.exit(f"bench: error: {error}")
     print(json.dumps(record, indent=2) if args.json else report(record))
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 from support import nano, random_tensors, write_checkpoint
 from test_tokenizer import MERGES_TEXT, SMALL, make_vocab_json
@@ -128,6 +129,7 @@ def test_json_holds_the_settings_and_the_result(cli, model):
     assert (result.code, result.err, result.out.count("\n")) == (0, "", 1)
     assert json.loads(result.out) == {
         "model": model,
+        "dtype": "float32",
         "max_new_tokens": 5,
         "temperature": 2.0,
         "top_k": 40,
@@ -242,7 +244,7 @@ BROKEN = {
     "wrong n_layer": "n_layer = 3",
     "no config": "config.json: not found",
     "bad merges": "merges.txt: expected two tokens",
-    "no vocabulary": "no vocabulary",
+    "no vocabulary": "vocab.json: a vocabulary needs more files",
     "larger vocabulary": "ids up to 1000000, but the model has 264",
 }
 
@@ -328,7 +330,8 @@ def test_inspect_prints_config_size_tokenizer_and_tensors(cli, model):
         "activation_function gelu_new",
         f"parameters {CONFIG.parameter_count:,}",
         f"bytes of tensors {4 * CONFIG.parameter_count:,}",
-        f"{len(VOCAB)} tokens, end-of-text {VOCAB[END_OF_TEXT]}",
+        f"tokens {len(VOCAB)}",
+        f"end-of-text {VOCAB[END_OF_TEXT]}",
         "tensors 28 F32",
         f"wte.weight F32 {len(VOCAB)} x 8",
         "h.*.attn.c_attn.weight F32 8 x 24 x 2",
@@ -346,7 +349,7 @@ def test_inspect_json_holds_the_same(cli, model):
 
 
 # A model without vocabulary files is sound: it takes ids.
-REPORTED = BROKEN.keys() - {"missing directory", "empty directory", "no vocabulary"}
+REPORTED = BROKEN.keys() - {"missing directory", "empty directory"}
 
 
 @pytest.mark.parametrize("how", sorted(REPORTED))
@@ -380,7 +383,7 @@ def test_a_model_without_vocabulary_is_inspected_as_such(cli, tmp_path):
     write_checkpoint(tmp_path, nano())
     result = cli("inspect", str(tmp_path))
     assert (result.code, result.err) == (0, "")
-    assert "none: takes and gives token ids only" in result.out
+    assert "ids only" in result.out
 
 
 # -- as a process ------------------------------------------------------------------------------
@@ -438,3 +441,27 @@ def test_a_stream_that_is_cut_ends_without_a_traceback(long_model, how):
         process.wait()
     assert errors.strip() == b""
     assert process.returncode == (130 if how == "Ctrl-C" else 0)
+
+
+def test_inspect_as_json_has_the_tokenizer(cli, model):
+    record = json.loads(cli("inspect", model, "--json").out)
+    assert record["tokenizer"] == {"tokens": len(VOCAB), "end_of_text": VOCAB[END_OF_TEXT]}
+
+
+@pytest.mark.parametrize("piped", ["the\n", "the\r\n", "\ufeffthe\n"], ids=ascii)
+def test_line_ends_and_marks_of_windows_are_no_part_of_a_piped_prompt(model, piped):
+    command = [sys.executable, "-m", "numpygpt", "generate", "--model", model, "--json"]
+    done = subprocess.run(
+        [*command, "--max-new-tokens", "1"], input=piped.encode(), capture_output=True, check=True
+    )
+    assert json.loads(done.stdout)["prompt"] == "the"
+
+
+def test_a_tensor_name_cannot_steer_the_terminal(cli, tmp_path):
+    directory = write_checkpoint(
+        tmp_path, CONFIG, random_tensors(CONFIG, dtype=np.float32) | {"\x1b]0;x\x07": np.ones(1)}
+    )
+    result = cli("inspect", str(directory))
+    assert result.code == 2
+    assert "\x1b" not in result.out + result.err
+    assert r"\x1b]0;x\x07" in result.err

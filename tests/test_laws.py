@@ -489,7 +489,7 @@ def test_prompt_and_continuation_may_have_one_token_more_than_there_are_position
     ids = random_ids(SMALL, length).tolist()
     result = model.generate(ids, max_new_tokens=25 - length)
     assert len(result.ids) == 25 - length
-    with pytest.raises(ContextError, match=f"{length} prompt tokens and {26 - length} new ones"):
+    with pytest.raises(ContextError, match=rf"{length} prompt \+ {26 - length} new tokens"):
         model.generate(ids, max_new_tokens=26 - length)
 
 

@@ -236,8 +236,8 @@ def test_a_damaged_index_is_refused_and_a_huge_one_is_not_read(tmp_path):
     (directory / INDEX).write_text('{"weight_map": ')
     with pytest.raises(CheckpointError, match=f"{INDEX}: expected JSON"):
         read(directory)
-    (directory / INDEX).write_bytes(b" " * (2**24 + 1))
-    with pytest.raises(CheckpointError, match=f"{INDEX}: over 16 MiB"):
+    (directory / INDEX).write_bytes(b" " * (2**20 + 1))
+    with pytest.raises(CheckpointError, match=f"{INDEX}: over 1 MiB"):
         read(directory)
 
 

@@ -9,7 +9,7 @@ import pytest
 from support import nano, write_checkpoint
 
 from numpygpt import checkpoints
-from numpygpt.checkpoints import locate
+from numpygpt.checkpoints import find, locate
 from numpygpt.errors import ModelNotFoundError
 
 REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
@@ -245,3 +245,35 @@ NO_FILE = {"empty": "", "NUL": "a\0b", "long": "x" * 5000, "org": "org/" + "x" *
 def test_a_name_that_no_file_can_have_is_not_found(here, name):
     with pytest.raises(ModelNotFoundError):
         checkpoints.find(name)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "openai-community/gpt2"])
+@pytest.mark.parametrize("folder", ["models--gpt2", "models--openai-community--gpt2"])
+def test_a_download_under_either_name_is_found(tmp_path, monkeypatch, name, folder):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / folder / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (tmp_path / folder / "refs").mkdir()
+    (tmp_path / folder / "refs" / "main").write_text("abc")
+    assert find(name) == snapshot
+
+
+def test_an_unrelated_directory_does_not_hide_a_known_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    with pytest.raises(ModelNotFoundError, match="not on this machine"):
+        find("gpt2")
+    (tmp_path / "shakespeare").mkdir()
+    (tmp_path / "shakespeare" / "model.safetensors").write_bytes(b"mine")
+    assert find("shakespeare") == pathlib.Path("shakespeare")
+
+
+def test_the_home_directory_in_a_variable_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HUB_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", "~/hf")
+    with pytest.raises(ModelNotFoundError) as error:
+        find("gpt2")
+    assert str(tmp_path / "hf" / "hub") in str(error.value)

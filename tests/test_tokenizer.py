@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
+from numpygpt import tokenizer
 from numpygpt.checkpoints.locate import weights_directory
 from numpygpt.errors import TokenError, TokenizerError
 from numpygpt.tokenizer import END_OF_TEXT, TextStream, Tokenizer
@@ -494,3 +496,22 @@ def test_a_file_that_cannot_be_read_or_is_huge_is_refused(tmp_path, name):
         file.truncate(2**26 + 1)
     with pytest.raises(TokenizerError, match=f"{name}: over 64 MiB"):
         Tokenizer.from_directory(tmp_path)
+
+
+# -- long runs of white space ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [" " * 1_200_000 + "a", " \n\t" * 400_000 + "x"], ids=["a", "x"])
+def test_a_million_spaces_are_no_trouble(text):
+    gpt2 = Tokenizer.gpt2()
+    assert gpt2.decode(gpt2.encode(text)) == text
+
+
+@given(st.lists(st.sampled_from([" ", "\n", "\t", "\r", "\u3000", "\x85", "a", "1", "!", "'s"])))
+def test_cutting_inside_white_space_changes_no_ids(parts):
+    text = "".join(parts)
+    gpt2 = Tokenizer.gpt2()
+    whole = gpt2.encode(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "LONG_RUN", re.compile(r"[ \t\n\r]{2,}+(?=\S)"))
+        assert gpt2.encode(text) == whole

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ConfigError, ModelNotFoundError, NumpyGPTError
+from ..errors import ConfigError, ModelNotFoundError
 from ..params import Config
+from .json_files import parse_json, read_small
 
-__all__ = ["parse_config", "parse_json", "read_config"]
+__all__ = ["parse_config", "read_config"]
 
 # Fields that say something about training, generation defaults, other tasks or the software that
 # wrote the file, and nothing about the forward pass.
@@ -51,30 +51,6 @@ INERT: dict[str, tuple[Any, ...]] = {
 }
 
 FIELDS = {field.name for field in dataclasses.fields(Config)}
-
-
-def parse_json(text: bytes, source: str, kind: type[NumpyGPTError] = ConfigError) -> dict[str, Any]:
-    """A JSON object with distinct keys; anything else is an error that names `source`."""
-
-    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in found:
-                raise kind(f"{source}: the key {name[:80]!r} stands in it twice")
-            found[name] = value
-        return found
-
-    try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=distinct)
-    except RecursionError:
-        raise kind(f"{source}: nested too deeply to be read") from None
-    except NumpyGPTError:
-        raise
-    except ValueError as error:  # not UTF-8, not JSON, or an integer of thousands of digits
-        raise kind(f"{source}: expected JSON, but {error}") from None
-    if not isinstance(value, dict):
-        raise kind(f"{source}: expected a JSON object, received {type(value).__name__}")
-    return value
 
 
 def parse_config(fields: Mapping[str, Any], source: str = "config") -> Config:
@@ -141,14 +117,9 @@ def parse_config(fields: Mapping[str, Any], source: str = "config") -> Config:
 def read_config(path: pathlib.Path) -> Config:
     """The Config in a ``config.json`` file."""
     try:
-        with path.open("rb") as file:
-            text = file.read(2**20 + 1)
+        text = read_small(path)
     except FileNotFoundError:
         raise ModelNotFoundError(
             f"{path}: not found; a checkpoint needs its config.json beside it"
         ) from None
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    if len(text) > 2**20:
-        raise ConfigError(f"{path}: over 1 MiB, which no GPT-2 config is")
     return parse_config(parse_json(text, str(path)), str(path))

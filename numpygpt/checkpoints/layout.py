@@ -13,7 +13,8 @@ import numpy as np
 
 from ..errors import CheckpointError, CheckpointWarning, ModelNotFoundError
 from ..params import Array, Config, Params, check, listing, pack
-from .config import parse_json, read_config
+from .config import read_config
+from .json_files import parse_json, read_small
 from .safetensors import FLOATS, Entry, SafetensorsFile
 
 __all__ = ["Checkpoint", "Report", "inspect", "read"]
@@ -159,6 +160,13 @@ def _directory(path: pathlib.Path) -> pathlib.Path:
 
 def _files(path: pathlib.Path) -> list[SafetensorsFile]:
     """The files that hold the tensors of a checkpoint."""
+    try:
+        return _open(path)
+    except PermissionError as error:
+        raise CheckpointError(f"{error.filename or path}: {error.strerror}") from None
+
+
+def _open(path: pathlib.Path) -> list[SafetensorsFile]:
     if path.is_dir():
         single, index = path / "model.safetensors", path / INDEX
         found = sorted(path.glob("*.safetensors"))
@@ -168,10 +176,11 @@ def _files(path: pathlib.Path) -> list[SafetensorsFile]:
             return _shards(index)
         if len(found) == 1:
             return [SafetensorsFile(found[0])]
-        there = [entry.name for entry in sorted(path.iterdir())]
+        there = sorted(entry.name for entry in path.iterdir())
         raise ModelNotFoundError(
             f"{path}: expected model.safetensors or {INDEX}, "
             + (f"found {listing(there)}" if there else "but the directory is empty")
+            + ("; numpygpt reads no other format yet" if there else "")
         )
     if path.name.endswith(".index.json"):
         return _shards(path)
@@ -180,9 +189,8 @@ def _files(path: pathlib.Path) -> list[SafetensorsFile]:
 
 def _shards(index: pathlib.Path) -> list[SafetensorsFile]:
     """The files named by an index, which must lie beside it and hold what it says they hold."""
-    if index.stat().st_size > 2**24:
-        raise CheckpointError(f"{index}: over 16 MiB, which no GPT-2 index is")
-    weight_map = parse_json(index.read_bytes(), str(index), CheckpointError).get("weight_map")
+    text = read_small(index, CheckpointError)
+    weight_map = parse_json(text, str(index), CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: expected a weight_map from tensors to files")
     by_file: dict[str, set[str]] = {}

@@ -56,28 +56,32 @@ def find(name: str | os.PathLike[str]) -> pathlib.Path:
     'shakespeare'
     """
     text = os.fspath(name)
-    path = pathlib.Path(text)
     if not text:
         raise ModelNotFoundError("the name of the model is empty")
-    if len(path.name) > 255:  # more than any file system allows; asking it would fail
-        raise ModelNotFoundError(f"unknown model {text[:40]!r}...: too long for a name")
-    shadows = text in bundled() and not (path / "config.json").exists()
-    if path.exists() and not shadows:
+    path = pathlib.Path(text)
+    try:
+        return _find(text, path)
+    except OSError as error:
+        if isinstance(error, ModelNotFoundError):
+            raise
+        raise ModelNotFoundError(f"{text[:200]}: {error.strerror}") from None
+
+
+def _find(text: str, path: pathlib.Path) -> pathlib.Path:
+    if path.exists() and (text not in {*bundled(), *KNOWN} or _holds_a_model(path)):
         return path
     if text in bundled():
         return weights_directory() / text
-    repository = KNOWN.get(text, text)
-    cached = _cached(repository)
-    if cached is not None:
-        return cached
+    for repository in _repositories(text):
+        if snapshot := _cached(repository):
+            return snapshot
     if text in KNOWN or (text.count("/") == 1 and not path.parent.is_dir()):
         raise ModelNotFoundError(
-            f"{text!r} is not on this machine: not in {weights_directory() / text} and not in the "
-            f"Hugging Face cache {_cache_directory()}. numpygpt never downloads; put config.json, "
-            f"model.safetensors, vocab.json and merges.txt of {repository} into a directory and "
-            f"name that"
+            f"{text!r} is not on this machine: not in the Hugging Face cache {_cache_directory()}. "
+            f"numpygpt never downloads; put config.json, model.safetensors, vocab.json and "
+            f"merges.txt of {KNOWN.get(text, text)} into a directory of yours and name that"
         )
-    near = difflib.get_close_matches(text, [*bundled(), *KNOWN], n=2)
+    near = difflib.get_close_matches(text.lower(), [*bundled(), *KNOWN], n=2)
     if not near and path.parent.is_dir():
         siblings = [entry.name for entry in path.parent.iterdir()]
         near = [str(path.with_name(n)) for n in difflib.get_close_matches(path.name, siblings, n=2)]
@@ -91,12 +95,26 @@ def find(name: str | os.PathLike[str]) -> pathlib.Path:
     )
 
 
+def _holds_a_model(path: pathlib.Path) -> bool:
+    """Whether a path that has the name of a known model really is one."""
+    return path.is_file() or (path / "config.json").exists() or any(path.glob("*.safetensors"))
+
+
+def _repositories(name: str) -> list[str]:
+    """The names under which a model may have been downloaded: ``gpt2`` still has two."""
+    full, short = KNOWN.get(name, name), {repo: text for text, repo in KNOWN.items()}
+    return [full, short.get(full, full)]
+
+
 def _cache_directory() -> pathlib.Path:
     """Where huggingface_hub keeps downloads; its variables are read at each call."""
-    home = os.environ.get("HF_HOME") or pathlib.Path(
-        os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache", "huggingface"
-    )
-    return pathlib.Path(os.environ.get("HF_HUB_CACHE") or pathlib.Path(home, "hub"))
+
+    def variable(name: str, otherwise: str) -> str:
+        return os.path.expanduser(os.path.expandvars(os.environ.get(name) or otherwise))
+
+    cache = variable("XDG_CACHE_HOME", os.path.join("~", ".cache"))
+    home = variable("HF_HOME", os.path.join(cache, "huggingface"))
+    return pathlib.Path(variable("HF_HUB_CACHE", os.path.join(home, "hub")))
 
 
 def _cached(repository: str) -> pathlib.Path | None:

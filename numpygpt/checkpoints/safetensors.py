@@ -1,9 +1,10 @@
 """The safetensors container: 8 bytes of header length, a JSON header, one block of raw data.
 
 Everything the header claims is checked against the size of the file before anything is believed.
-The header may be at most 2 MiB (gpt2-xl's has 64 kB) and never longer than the file, and the
-tensors must tile the data exactly. What a hostile file can make this reader allocate is therefore
-its header as parsed JSON: Python objects of at most 28 times the header's size, measured.
+Tensors must tile the data exactly. What remains for a hostile file is its header: JSON of nothing
+but brackets becomes Python objects of 28 times its size (measured). A header may therefore take
+at most 1/32 of the file, or 256 KiB, so that reading it never takes more memory than the file's
+own size and 7 MiB. (gpt2-xl's takes 1/100000 of the file.)
 
 References
 ----------
@@ -21,11 +22,11 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..params import Array
-from .config import parse_json
+from .json_files import parse_json
 
 __all__ = ["FLOATS", "Entry", "SafetensorsFile"]
 
-MAX_HEADER = 2 * 2**20
+SMALL_HEADER = 2**18
 
 # Bytes for each element of every type the format has in whole bytes.
 ITEM_BYTES = {
@@ -74,17 +75,21 @@ class SafetensorsFile:
     def __init__(self, path: pathlib.Path):
         self.path = path
         try:
+            if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+                raise CheckpointError(f"{path}: not a regular file")
             with path.open("rb") as file:
                 size = file.seek(0, 2)
                 file.seek(0)
                 length = int.from_bytes(file.read(8), "little")
                 if size < 8:
                     raise CheckpointError(f"{path}: {size} bytes, too short for a safetensors file")
-                if length > min(size - 8, MAX_HEADER):
-                    what = "this is JSON," if path.suffix == ".json" else "truncated, or"
+                most = min(size - 8, max(SMALL_HEADER, size // 32))
+                if length > most and path.suffix == ".json":
+                    raise CheckpointError(f"{path}: a JSON file; name its directory instead")
+                if length > most:
                     raise CheckpointError(
-                        f"{path}: its header claims {length} bytes, more than the "
-                        f"{min(size - 8, MAX_HEADER)} possible: {what} not safetensors"
+                        f"{path}: its header claims {length} bytes, more than the {most} possible: "
+                        f"truncated, or not safetensors"
                     )
                 header = file.read(length)
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -8,10 +8,10 @@ import io
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 from .. import __version__
 from ..errors import CheckpointWarning, NumpyGPTError
+from .terminal import tell
 
 __all__ = ["main"]
 
@@ -44,32 +44,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows "?"
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CheckpointWarning)
+        warnings.showwarning = lambda message, *_, **__: tell("warning", message)
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """The exit code of a verb, once every error has been told."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", CheckpointWarning)
-            warnings.showwarning = _show_warning
-            status: int = args.run(args)
-            if sys.stdout is not None:  # closed by the caller
-                sys.stdout.flush()
+        status: int = args.run(args)
+        if sys.stdout is not None:  # closed by the caller
+            sys.stdout.flush()
         return status
     except NumpyGPTError as error:
-        return _fail(str(error))
+        tell("error", error)
+        return 2
     except MemoryError as error:
-        return _fail(f"out of memory: {error}")
+        tell("error", f"out of memory: {error}")
+        return 2
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
     except OSError as error:
-        # Nothing can be written. Python would complain once more when it flushes at its end.
+        # What is read has its own errors, so this is the output. Python would complain once more
+        # when it flushes at its end.
         sys.stdout = io.StringIO()
-        gone = isinstance(error, BrokenPipeError)  # whoever read our output has had enough
-        return 0 if gone else _fail(f"cannot write the output: {error.strerror}")
-
-
-def _fail(message: str) -> int:
-    print("numpygpt: error:", " ".join(message.split()), file=sys.stderr)
-    return 2
-
-
-def _show_warning(message: Any, *_: Any, **__: Any) -> None:
-    print("numpygpt: warning:", " ".join(str(message).split()), file=sys.stderr)
+        if isinstance(error, BrokenPipeError):  # whoever read it has had enough
+            return 0
+        tell("error", f"cannot write the output: {error.strerror or error}")
+        return 2

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import Any
 
 from ..api import load
+from ..errors import ArgumentError
 
 __all__ = ["add", "run"]
 
@@ -15,7 +17,7 @@ EXAMPLES = """\
 examples:
   numpygpt generate "ROMEO:" --temperature 0.8 --top-k 40 --seed 14
   echo "To be, or not" | numpygpt generate --max-new-tokens 50
-  numpygpt generate "Alan Turing" --model path/to/gpt2 --json
+  numpygpt generate "Alan Turing" --model gpt2 --temperature 0.8 --top-k 40 --json
 """
 
 
@@ -38,13 +40,24 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
         "--model", default="shakespeare", help="name, directory or file (default: %(default)s)"
     )
     parser.add_argument(
-        "--dtype", default="float32", help="float32 or float64 (default: %(default)s)"
+        "--dtype",
+        default="float32",
+        metavar="{float32,float64}",
+        help="what to compute in (default: %(default)s)",
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, default=100, metavar="N", help="default: %(default)s"
+        "--max-new-tokens",
+        type=int,
+        default=100,
+        metavar="N",
+        help="stop after N tokens at the latest (default: %(default)s)",
     )
     parser.add_argument(
-        "--temperature", type=float, metavar="T", help="draw at random; greedy if not given"
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="draw at random, 0.8 is a good start; without it decoding is greedy, which soon "
+        "repeats itself",
     )
     parser.add_argument(
         "--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only"
@@ -58,10 +71,7 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Generate, and stream the text or print the JSON."""
-    prompt = args.prompt
-    if prompt is None and sys.stdin is not None and not sys.stdin.isatty():
-        prompt = sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
-    prompt = prompt or ""
+    prompt = _prompt(args.prompt)
     settings = {
         "max_new_tokens": args.max_new_tokens,
         "temperature": args.temperature,
@@ -71,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     model = load(args.model, dtype=args.dtype)
     if args.json:
         result = model.generate(prompt, **settings)
-        print(json.dumps({"model": args.model, **settings, "prompt": prompt, **vars(result)}))
+        asked = {"model": args.model, "dtype": args.dtype, **settings, "prompt": prompt}
+        print(json.dumps({**asked, **vars(result)}, allow_nan=False))
         return 0
     pieces = model.stream(prompt, **settings)
     first = next(pieces, "")  # errors come before any output
@@ -80,3 +91,17 @@ def run(args: argparse.Namespace) -> int:
         print(piece, end="", flush=True)
     print()
     return 0
+
+
+def _prompt(argument: str | None) -> str:
+    """The prompt given as an argument, else what is piped in, else nothing."""
+    if argument is not None:
+        return os.fsencode(argument).decode("utf-8", errors="replace")
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    try:
+        piped = sys.stdin.buffer.read()
+    except OSError as error:
+        raise ArgumentError(f"cannot read the prompt: {error.strerror}") from None
+    text = piped.decode("utf-8-sig", errors="replace")
+    return text.removesuffix("\n").removesuffix("\r")

@@ -7,13 +7,14 @@ import collections
 import dataclasses
 import json
 import re
-import sys
 from typing import Any
 
 from .. import checkpoints
 from ..api import tokenizer_for
 from ..checkpoints import Report
 from ..errors import TokenizerError
+from ..tokenizer import Tokenizer
+from .terminal import one_line, tell
 
 __all__ = ["add", "run"]
 
@@ -30,9 +31,9 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "inspect",
         help="say what a checkpoint is",
-        description="Print the config, size, tensors and tokenizer of a checkpoint, and what "
-        "numpygpt would refuse about it. Weights are not read. The exit code is 2 if it would "
-        "not load.",
+        description="Print the config, size, tensors and tokenizer of a checkpoint, and what\n"
+        "numpygpt would refuse about it. Weights are not read. The exit code is 2 if\n"
+        "it would not load.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -44,40 +45,29 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Print the report."""
     report = checkpoints.inspect(checkpoints.find(args.model))
-    tokenizer = "none: needs a sound config"
+    tokenizer = None
     if report.config:
-        tokenizer, problem = _tokenizer(report)
-        report.problems += [problem] if problem else []
+        try:
+            make = tokenizer_for(report.directory, report.config)
+            tokenizer = make() if make else None
+        except TokenizerError as error:
+            report.problems.append(str(error))
     if args.json:
         print(json.dumps(_record(report, tokenizer)))
     else:
         _print(report, tokenizer)
     for problem in report.problems:
-        print("numpygpt: would be refused:", " ".join(problem.split()), file=sys.stderr)
+        tell("would be refused", problem)
     return 2 if report.problems else 0
 
 
-def _tokenizer(report: Report) -> tuple[str, str]:
-    """What the tokenizer is, and what would be refused about it."""
-    assert report.config
-    make = tokenizer_for(report.directory, report.config)
-    if make is None:
-        return "none: takes and gives token ids only", ""
-    try:
-        tokenizer = make()
-    except TokenizerError as error:
-        return "damaged", str(error)
-    end = "none" if tokenizer.end_of_text is None else tokenizer.end_of_text
-    return f"{len(tokenizer)} tokens, end-of-text {end}", ""
-
-
-def _record(report: Report, tokenizer: str) -> dict[str, Any]:
+def _record(report: Report, tokenizer: Tokenizer | None) -> dict[str, Any]:
     config = report.config
     return {
         "path": str(report.path),
         "config": dataclasses.asdict(config) if config else None,
         "parameters": config.parameter_count if config else None,
-        "tokenizer": tokenizer,
+        "tokenizer": tokenizer and {"tokens": len(tokenizer), "end_of_text": tokenizer.end_of_text},
         "tensors": {
             name: {"dtype": entry.dtype, "shape": entry.shape, "bytes": entry.stop - entry.start}
             for name, entry in report.tensors.items()
@@ -86,13 +76,14 @@ def _record(report: Report, tokenizer: str) -> dict[str, Any]:
     }
 
 
-def _print(report: Report, tokenizer: str) -> None:
+def _print(report: Report, tokenizer: Tokenizer | None) -> None:
     config = report.config
-    print(report.path)
+    print(one_line(str(report.path)))
     if config:
         print("\nconfig")
         for name, value in dataclasses.asdict(config).items():
-            print(f"  {name:<32} {value}")
+            shown = f"4 x n_embd = {config.mlp_dim}" if value is None else value
+            print(f"  {name:<32} {shown}")
     size = sum(entry.stop - entry.start for entry in report.tensors.values())
     types = collections.Counter(entry.dtype for entry in report.tensors.values())
     print("\nsize")
@@ -100,7 +91,12 @@ def _print(report: Report, tokenizer: str) -> None:
         print(f"  {'parameters':<32} {config.parameter_count:,}")
     print(f"  {'tensors':<32} {', '.join(f'{n} {t}' for t, n in types.items()) or 'none'}")
     print(f"  {'bytes of tensors':<32} {size:,}")
-    print(f"\ntokenizer\n  {tokenizer}")
+    print("\ntokenizer")
+    if tokenizer:
+        print(f"  {'tokens':<32} {len(tokenizer):,}")
+        print(f"  {'end-of-text':<32} {tokenizer.end_of_text}")
+    else:
+        print("  none that could be used; ids only")
     print("\ntensors")
     layers: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
     for name, entry in report.tensors.items():
@@ -111,6 +107,7 @@ def _print(report: Report, tokenizer: str) -> None:
         )
     for (name, dtype, shape), which in layers.items():
         count = f"x {len(which)}" if which else ""
-        print(f"  {name:<32} {dtype:<5} {' x '.join(map(str, shape)) or 'scalar':<14} {count}")
+        sizes = " x ".join(map(str, shape)) or "scalar"
+        print(f"  {one_line(name):<32} {dtype:<5} {sizes:<14} {count}".rstrip())
     if not report.tensors:
         print("  none could be read")

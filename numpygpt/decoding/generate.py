@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
@@ -15,7 +14,7 @@ from ..errors import ArgumentError, ContextError
 from ..feed import CHUNK, Feeder
 from ..params import Array, Config, Params
 from .filters import temperature, top_k
-from .sample import choose, log_probability
+from .sample import choose, log_probability, require_finite
 
 __all__ = ["Generation", "Settings", "Step", "decode"]
 
@@ -34,8 +33,9 @@ class Settings:
     top_k : int, optional
         Draw from the k likeliest tokens only.
     seed : int, optional
-        Of the ``numpy.random.Generator`` that every sequence has for itself. Fresh randomness if
-        None.
+        Of the ``numpy.random.Generator`` that every sequence has for itself, so the same prompt
+        twice in a batch gives the same text twice. Fresh randomness if None; greedy decoding
+        draws nothing.
     stop_ids : tuple of int
         Tokens that end a sequence; they are not part of its text.
     chunk : int
@@ -61,14 +61,17 @@ class Settings:
                 continue
             if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
                 raise ArgumentError(f"{name} must be an integer from {least} up, not {value!r}")
+            # NumPy's integers wrap around in arithmetic; Python's do not.
+            object.__setattr__(self, name, int(value))
         t = self.temperature
-        if t is not None and not (
-            isinstance(t, int | float | np.floating)
-            and not isinstance(t, bool)
-            and (t == 0 or 1e-100 <= t < math.inf)
-        ):
-            raise ArgumentError(f"temperature must be 0 (greedy) or a positive number, not {t!r}")
-        if self.top_k is not None and not t:
+        if t is not None:
+            number = isinstance(t, int | float | np.number) and not isinstance(t, bool)
+            if not number or not (t == 0 or 1e-100 <= t <= 1e308):
+                raise ArgumentError(
+                    f"temperature must be 0 (greedy) or a positive number, not {str(t)[:40]}"
+                )
+            object.__setattr__(self, "temperature", float(t))
+        if self.top_k is not None and not self.temperature:
             raise ArgumentError(
                 f"top_k = {self.top_k} has no effect on greedy decoding; give a temperature too"
             )
@@ -78,7 +81,7 @@ class Settings:
         """What is done to the logits before a token is drawn, in this order."""
         chain: list[Callable[[Array], Array]] = []
         if self.temperature:
-            chain.append(functools.partial(temperature, t=float(self.temperature)))
+            chain.append(functools.partial(temperature, t=self.temperature))
         if self.top_k:
             chain.append(functools.partial(top_k, k=self.top_k))
         return chain
@@ -134,26 +137,32 @@ def decode(
     params : Params
     config : Config
 
-    Yields
-    ------
-    list of Step
-        The new token of every sequence that was running.
+    Returns
+    -------
+    iterator of list of Step
+        Each list has the new token of every sequence that was running.
 
     Raises
     ------
     ContextError
-        Before anything is computed, if a prompt and its continuation do not fit.
+        At once, if a prompt and its continuation do not fit.
     """
-    new_tokens = settings.max_new_tokens
+    new_tokens, most = settings.max_new_tokens, config.n_ctx + 1
     for prompt in prompts:
-        if len(prompt) + new_tokens > config.n_ctx + 1:
+        if len(prompt) + new_tokens > most:
+            room = most - len(prompt)
             raise ContextError(
-                f"{len(prompt)} prompt tokens and {new_tokens} new ones are more than the "
-                f"{config.n_ctx + 1} that {config.n_ctx} positions allow; shorten the prompt or "
-                f"ask for at most {max(0, config.n_ctx + 1 - len(prompt))}"
+                f"{len(prompt)} prompt + {new_tokens} new tokens are more than the {most} that "
+                f"{config.n_ctx} positions allow; shorten the prompt"
+                + (f" or ask for at most {room}" if room > 0 else "")
             )
-    if not new_tokens:
-        return
+    return _steps(prompts, settings, params, config) if new_tokens and prompts else iter(())
+
+
+def _steps(
+    prompts: Sequence[Array], settings: Settings, params: Params, config: Config
+) -> Iterator[list[Step]]:
+    new_tokens = settings.max_new_tokens
     lengths = [len(prompt) for prompt in prompts]
     feeder = Feeder(params, config, sum(lengths), max(lengths) + new_tokens - 1, settings.chunk)
     # A generator of its own for each sequence: a sample never depends on the batch around it.
@@ -180,6 +189,7 @@ def _next(
     logits: Array, filters: Sequence[Callable[[Array], Array]], rng: np.random.Generator | None
 ) -> int:
     if rng is not None:
+        require_finite(logits)  # before a filter can hide what is not a number
         logits = logits.astype(np.float64)  # a low temperature would overflow float32
         for keep in filters:
             logits = keep(logits)

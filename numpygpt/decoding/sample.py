@@ -39,16 +39,11 @@ def choose(logits: Array, rng: np.random.Generator | None = None) -> int:
     >>> choose(np.array([-np.inf, 2.0, -np.inf]), np.random.default_rng(0))
     1
     """
-    likeliest = int(logits.argmax())
-    top = float(logits[likeliest])
-    if not math.isfinite(top):
-        raise NumpyGPTError(
-            f"the model's logits are {top}, not numbers to choose by: its weights are damaged or "
-            f"too large for {logits.dtype}"
-        )
+    top = require_finite(logits)
     if rng is None:
-        return likeliest
-    cumulative = np.cumsum(np.exp(logits.astype(np.float64) - top))
+        return int(logits.argmax())
+    with np.errstate(under="ignore"):  # a probability below 1e-308 is 0
+        cumulative = np.cumsum(np.exp(logits.astype(np.float64) - top))
     # The total is at least 1 = exp(0), so a number below 1 times the total rounds to less than the
     # total, and the search cannot fall off the end; "right" steps over tokens of probability 0.
     return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
@@ -73,5 +68,17 @@ def log_probability(logits: Array, token: int) -> float:
     -1.386294
     """
     top = logits.max()
-    total = np.exp(logits - top).sum(dtype=np.float64)
+    with np.errstate(under="ignore"):
+        total = np.exp(logits - top).sum(dtype=np.float64)
     return float(logits[token]) - float(top) - math.log(total)
+
+
+def require_finite(logits: Array) -> float:
+    """The largest logit; an error if that is NaN or infinite."""
+    top = float(logits.max())  # NaN if any is
+    if not math.isfinite(top):
+        raise NumpyGPTError(
+            f"the model's logits are {top}, not numbers to choose by: its weights are damaged or "
+            f"too large for {logits.dtype}"
+        )
+    return top
