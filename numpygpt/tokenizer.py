@@ -46,7 +46,7 @@ BYTE_ALPHABET = _byte_alphabet()
 _TO_LATIN_1 = {ord(stand_in): byte for byte, stand_in in BYTE_ALPHABET}
 _BREAK = "\u2603"  # any character that is neither in Latin-1 nor in the alphabet
 
-LONG_RUN = re.compile(r"[ \t\n\r]{1000,}+(?=\S)")
+LONG_RUN = re.compile(r"[ \t\n\r]{1000,}")
 
 # Settings of Hugging Face tokenizers that change the ids of a text, and the values that do not.
 INERT_SETTINGS = {
@@ -396,10 +396,12 @@ class TextStream:
 def _parts(text: str) -> list[str]:
     """A text, cut inside its long runs of white space, where a word border is anyway.
 
-    The last white space before a word belongs to the word, so a run ends one character before its
-    end. tiktoken's regular expression runs out of stack on runs of a million.
+    The last white space before a word belongs to the word, so the cut comes one character before
+    the end of the run. tiktoken's regular expression runs out of stack on runs of a million.
     """
-    cuts = [0, *(run.end() - 1 for run in LONG_RUN.finditer(text)), len(text)]
+    ends = [run.end() for run in LONG_RUN.finditer(text)]
+    # A run that goes on in other white space, or is the end of the text, has no word after it.
+    cuts = [0, *(end - 1 for end in ends if end < len(text) and not text[end].isspace()), len(text)]
     return [text[start:stop] for start, stop in itertools.pairwise(cuts)]
 
 

@@ -201,6 +201,30 @@ def test_rows_of_several_sequences_share_a_pass(monkeypatch):
     assert seen == [4, 2, 3]
 
 
+def test_every_pass_but_the_last_is_full(monkeypatch):
+    seen = []
+    real = numpygpt.feed.forward
+    monkeypatch.setattr(
+        numpygpt.feed, "forward", lambda ids, *rest: seen.append(len(ids)) or real(ids, *rest)
+    )
+    MODEL.logits(list(range(9)), chunk=4)
+    assert seen == [4, 4, 1]
+
+
+def test_buffers_are_no_larger_than_the_run_needs():
+    feeder = Feeder(PARAMS, CONFIG, rows=3, capacity=10, chunk=256)
+    assert feeder.planner.buffers["qkv"].size == 3 * 3 * 16
+    assert feeder.planner.buffers["scores"].size == 4 * 3 * 10
+
+
+def test_log_probabilities_are_summed_in_float64():
+    logits = np.random.default_rng(0).standard_normal(50257).astype(np.float32)
+    exact = logits[7] - np.log(np.exp(logits.astype(np.float64)).sum())
+    # Each float32 exp is off by up to 2 ulp = 1.2e-7, either way, so 50257 of them nearly cancel:
+    # measured 1e-9. The subtraction of the maximum, once, rounds at 6e-8 of 4.
+    assert abs(log_probability(logits, 7) - exact) < 5e-7
+
+
 @pytest.mark.parametrize("extra", [0, 1])
 def test_a_cache_holds_its_capacity_and_no_more(extra):
     cache = Cache(CONFIG, 5)
