@@ -407,7 +407,8 @@ class Model:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         if not isinstance(ids, list | tuple | np.ndarray | range):
             raise TokenError(f"a prompt must be text or token ids, not {type(ids).__name__}")
-        if np.ndim(ids) != 1 or len(ids):
+        empty = ids.shape == (0,) if isinstance(ids, np.ndarray) else not len(ids)
+        if not empty:
             return self._ids(ids, in_context=False)
         if self._end_of_text is None:
             raise TokenError(

@@ -92,7 +92,11 @@ def test_stop_ids_may_be_any_collection(kind):
     assert (result.ids, result.finish_reason) == ([], "stop")
 
 
-@pytest.mark.parametrize("prompt", [None, 5, b"ab", bytearray(b"ab"), {1: 2}, 1.5])
+@pytest.mark.parametrize(
+    "prompt",
+    [None, 5, b"ab", bytearray(b"ab"), {1: 2}, 1.5, [[[1], [2, 3]]], np.array(5), [[]], np.ones(0)],
+    ids=repr,
+)
 def test_what_is_neither_text_nor_ids_is_refused(prompt):
     with pytest.raises(TokenError):
         MODEL.generate(prompt, max_new_tokens=1)
