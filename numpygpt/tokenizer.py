@@ -46,6 +46,7 @@ BYTE_ALPHABET = _byte_alphabet()
 _TO_LATIN_1 = {ord(stand_in): byte for byte, stand_in in BYTE_ALPHABET}
 _BREAK = "\u2603"  # any character that is neither in Latin-1 nor in the alphabet
 
+# White space that is long enough to be cut before it goes to tiktoken; see `_parts`.
 LONG_RUN = re.compile(r"[ \t\n\r]{1000,}")
 
 # Settings of Hugging Face tokenizers that change the ids of a text, and the values that do not.
@@ -437,8 +438,16 @@ def _tokens(pairs: Sequence[Any], source: Any) -> list[bytes]:
 
 
 def _adds_nothing(processor: Any) -> bool:
-    """Whether the last step of a tokenizer.json leaves the ids alone."""
-    return not processor or (isinstance(processor, dict) and processor.get("type") == "ByteLevel")
+    """Whether the last step of a tokenizer.json leaves the ids of one text alone."""
+    match processor:
+        case None | {"type": "ByteLevel"}:
+            return True
+        case {
+            "type": "TemplateProcessing",
+            "single": [{"Sequence": _}],
+        }:  # what transformers 5 writes
+            return True
+    return False
 
 
 def _refuse_settings(settings: Mapping[str, Any], path: pathlib.Path) -> None:

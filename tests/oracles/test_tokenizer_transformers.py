@@ -13,6 +13,7 @@ from tokenizers import AddedToken, ByteLevelBPETokenizer
 from transformers import GPT2TokenizerFast
 
 from numpygpt.checkpoints.locate import weights_directory
+from numpygpt.errors import TokenizerError
 from numpygpt.tokenizer import BYTE_ALPHABET, END_OF_TEXT, Tokenizer
 
 pytestmark = pytest.mark.oracle
@@ -132,3 +133,24 @@ def test_special_tokens_of_a_trained_vocabulary_keep_their_ids(trained):
         assert ours.last_id == theirs.get_vocab_size() - 1
         text = f"be{END_OF_TEXT}<pad> not"
         assert ours.encode(text, allowed_special="all") == theirs.encode(text).ids
+
+
+def test_what_transformers_saves_is_read(tmp_path):
+    """transformers 5 writes a tokenizer.json alone, with a post-processor that adds nothing."""
+    theirs = GPT2TokenizerFast.from_pretrained(weights_directory() / "shakespeare")
+    theirs.save_pretrained(tmp_path)
+    ours = Tokenizer.from_directory(tmp_path)
+    text = "ROMEO:\nO, thou'rt 12  times\n\n"
+    assert ours.encode(text) == theirs(text)["input_ids"]
+    assert ours.end_of_text == theirs.eos_token_id
+
+
+def test_a_post_processor_that_adds_a_token_is_refused(tmp_path):
+    theirs = GPT2TokenizerFast.from_pretrained(weights_directory() / "shakespeare")
+    theirs.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    token = {"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}}
+    fields["post_processor"]["single"].insert(0, token)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields), encoding="utf-8")
+    with pytest.raises(TokenizerError, match="not a byte-level BPE"):
+        Tokenizer.from_directory(tmp_path)
