@@ -44,7 +44,6 @@ def _byte_alphabet() -> list[tuple[int, str]]:
 
 BYTE_ALPHABET = _byte_alphabet()
 _TO_LATIN_1 = {ord(stand_in): byte for byte, stand_in in BYTE_ALPHABET}
-_BREAK = "\u2603"  # any character that is neither in Latin-1 nor in the alphabet
 
 # White space that is long enough to be cut before it goes to tiktoken; see `_parts`.
 LONG_RUN = re.compile(r"[ \t\n\r]{1000,}")
@@ -273,10 +272,10 @@ class Tokenizer:
         """
         lines = [line.rstrip("\r") for line in _read(merges).decode("utf-8", "replace").split("\n")]
         pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-        tokens = _tokens(pairs, merges)
+        pieces = _pieces(pairs, merges)
         if vocab is not None:
-            return cls._numbered(tokens, pairs, _parse(vocab), {}, vocab)
-        return cls._checked(merges, tokens, None, {END_OF_TEXT: len(tokens)})
+            return cls._numbered(pieces, _parse(vocab), {}, vocab)
+        return cls._checked(merges, _to_bytes(pieces), None, {END_OF_TEXT: len(pieces)})
 
     @classmethod
     def from_ranks(cls, path: pathlib.Path) -> Tokenizer:
@@ -319,7 +318,7 @@ class Tokenizer:
                 case _:
                     raise TokenizerError(f"{path}: an added token is {str(token)[:60]}")
         pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
-        return cls._numbered(_tokens(pairs, path), pairs, vocab, added, path)
+        return cls._numbered(_pieces(pairs, path), vocab, added, path)
 
     @classmethod
     @functools.cache
@@ -330,19 +329,17 @@ class Tokenizer:
     @classmethod
     def _numbered(
         cls,
-        tokens: list[bytes],
-        pairs: list[Any],
+        pieces: list[str],
         vocab: Mapping[Any, Any],
         added: Mapping[str, int],
         source: pathlib.Path,
     ) -> Tokenizer:
         """Bytes and merges are ordinary tokens; whatever else the vocabulary lists is special."""
-        pieces = [stand_in for _, stand_in in BYTE_ALPHABET] + [a + b for a, b in pairs]
         if missing := [piece for piece in pieces if piece not in vocab]:
             raise TokenizerError(f"{source}: no id for {missing[0][:60]!r}, which merges can make")
         ordinary = set(pieces)
         special = {text: i for text, i in {**vocab, **added}.items() if text not in ordinary}
-        return cls._checked(source, tokens, [vocab[piece] for piece in pieces], special)
+        return cls._checked(source, _to_bytes(pieces), [vocab[piece] for piece in pieces], special)
 
     @classmethod
     def _checked(
@@ -419,10 +416,10 @@ def _parse(path: pathlib.Path) -> dict[str, Any]:
     return parse_json(_read(path), str(path), TokenizerError)
 
 
-def _tokens(pairs: Sequence[Any], source: Any) -> list[bytes]:
-    """The 256 bytes and what each merge makes; both halves of a merge must be tokens before it."""
-    known = {stand_in for _, stand_in in BYTE_ALPHABET}
+def _pieces(pairs: Sequence[Any], source: pathlib.Path) -> list[str]:
+    """The 256 bytes and what each merge makes; both halves of a merge must be pieces before it."""
     pieces = [stand_in for _, stand_in in BYTE_ALPHABET]
+    known = set(pieces)
     for pair in pairs:
         match pair:
             case [str(a), str(b)] if a in known and b in known:
@@ -432,9 +429,12 @@ def _tokens(pairs: Sequence[Any], source: Any) -> list[bytes]:
                 raise TokenizerError(
                     f"{source}: expected two tokens to merge, found {str(pair)[:60]}"
                 )
-    # One pass over the whole vocabulary: 50000 calls would take five times as long.
-    joined = _BREAK.join(pieces).translate(_TO_LATIN_1)
-    return [piece.encode("latin-1") for piece in joined.split(_BREAK)]
+    return pieces
+
+
+def _to_bytes(pieces: Sequence[str]) -> list[bytes]:
+    """What pieces stand for that are spelled in the byte alphabet."""
+    return [piece.translate(_TO_LATIN_1).encode("latin-1") for piece in pieces]
 
 
 def _adds_nothing(processor: Any) -> bool:

@@ -61,9 +61,9 @@ def find(name: str | os.PathLike[str]) -> pathlib.Path:
     path = pathlib.Path(text)
     try:
         return _find(text, path)
+    except ModelNotFoundError:  # an OSError itself
+        raise
     except OSError as error:
-        if isinstance(error, ModelNotFoundError):
-            raise
         raise ModelNotFoundError(f"{text[:200]}: {error.strerror}") from None
 
 

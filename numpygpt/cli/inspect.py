@@ -98,15 +98,12 @@ def _print(report: Report, tokenizer: Tokenizer | None) -> None:
     else:
         print("  none that could be used; ids only")
     print("\ntensors")
-    layers: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
-    for name, entry in report.tensors.items():
-        layer = re.match(r"h\.(\d+)\.", name)
-        key = re.sub(r"^h\.\d+\.", "h.*.", name)
-        layers.setdefault((key, entry.dtype, entry.shape), []).extend(
-            [int(layer[1])] if layer else []
-        )
-    for (name, dtype, shape), which in layers.items():
-        count = f"x {len(which)}" if which else ""
+    alike = collections.Counter(
+        (re.sub(r"^h\.\d+\.", "h.*.", name), entry.dtype, entry.shape)
+        for name, entry in report.tensors.items()
+    )
+    for (name, dtype, shape), layers in alike.items():
+        count = f"x {layers}" if name.startswith("h.*.") else ""
         sizes = " x ".join(map(str, shape)) or "scalar"
         print(f"  {one_line(name):<32} {dtype:<5} {sizes:<14} {count}".rstrip())
     if not report.tensors:

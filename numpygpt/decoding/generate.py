@@ -162,7 +162,7 @@ def decode(
 def _steps(
     prompts: Sequence[Array], settings: Settings, params: Params, config: Config
 ) -> Iterator[list[Step]]:
-    new_tokens = settings.max_new_tokens
+    new_tokens, filters = settings.max_new_tokens, settings.filters
     lengths = [len(prompt) for prompt in prompts]
     feeder = Feeder(params, config, sum(lengths), max(lengths) + new_tokens - 1, settings.chunk)
     # A generator of its own for each sequence: a sample never depends on the batch around it.
@@ -174,7 +174,7 @@ def _steps(
         logits = feeder.logits(feeder.last(new, [caches[i] for i in running]))
         steps = []
         for i, row in zip(running, logits, strict=True):
-            token = _next(row, settings.filters, rngs[i])
+            token = _next(row, filters, rngs[i])
             finish: FinishReason | None = "length" if made == new_tokens else None
             finish = "stop" if token in settings.stop_ids else finish
             steps.append(Step(i, token, log_probability(row, token), finish))

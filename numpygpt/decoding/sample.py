@@ -43,7 +43,7 @@ def choose(logits: Array, rng: np.random.Generator | None = None) -> int:
     if rng is None:
         return int(logits.argmax())
     with np.errstate(under="ignore"):  # a probability below 1e-308 is 0
-        cumulative = np.cumsum(np.exp(logits.astype(np.float64) - top))
+        cumulative = np.cumsum(np.exp(logits.astype(np.float64, copy=False) - top))
     # The total is at least 1 = exp(0), so a number below 1 times the total rounds to less than the
     # total, and the search cannot fall off the end; "right" steps over tokens of probability 0.
     return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
