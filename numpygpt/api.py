@@ -81,7 +81,7 @@ def load(source: str | os.PathLike[str], dtype: str = "float32") -> Model:
         name = ""
     if name not in DTYPES:
         raise ArgumentError(f"dtype must be {' or '.join(map(repr, DTYPES))}, not {dtype!r}")
-    config, params, directory = checkpoints.read(checkpoints.find(source), DTYPES[name])
+    config, params, directory, _ = checkpoints.read(checkpoints.find(source), DTYPES[name])
     return Model(config, params, tokenizer_for(directory, config))
 
 

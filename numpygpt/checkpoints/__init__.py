@@ -6,7 +6,7 @@ executed, and nothing here uses the network.
 """
 
 from .config import parse_config
-from .layout import Checkpoint, Report, inspect, read
 from .locate import bundled, find
+from .reading import Checkpoint, Report, inspect, read
 
 __all__ = ["Checkpoint", "Report", "bundled", "find", "inspect", "parse_config", "read"]

@@ -11,7 +11,7 @@ from ..errors import ConfigError, ModelNotFoundError
 from ..params import Config
 from .json_files import parse_json, read_small
 
-__all__ = ["parse_config", "read_config"]
+__all__ = ["parse_config", "read_config", "read_fields"]
 
 # Fields that say something about training, generation defaults, other tasks or the software that
 # wrote the file, and nothing about the forward pass.
@@ -114,12 +114,19 @@ def parse_config(fields: Mapping[str, Any], source: str = "config") -> Config:
         raise ConfigError(f"{source}: {told}") from None
 
 
-def read_config(path: pathlib.Path) -> Config:
-    """The Config in a ``config.json`` file."""
+def read_fields(path: pathlib.Path) -> dict[str, Any]:
+    """The fields of a ``config.json`` file, not yet checked."""
     try:
         text = read_small(path)
     except FileNotFoundError:
         raise ModelNotFoundError(
-            f"{path}: not found; a checkpoint needs its config.json beside it"
+            f"{path}: not found; a checkpoint of this format needs its config.json beside it, or "
+            f"the fields that shapes do not tell: config={{'n_head': ...}} in Python, --config "
+            f"n_head=... on the command line"
         ) from None
-    return parse_config(parse_json(text, str(path)), str(path))
+    return parse_json(text, str(path))
+
+
+def read_config(path: pathlib.Path) -> Config:
+    """The Config in a ``config.json`` file."""
+    return parse_config(read_fields(path), str(path))

@@ -13,8 +13,8 @@ https://github.com/huggingface/safetensors, section "Format".
 
 from __future__ import annotations
 
+import functools
 import math
-import mmap
 import pathlib
 from typing import Any, NamedTuple
 
@@ -22,9 +22,10 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..params import Array
+from .arrays import FLOATS, DataFile, Tensor
 from .json_files import parse_json
 
-__all__ = ["FLOATS", "Entry", "SafetensorsFile"]
+__all__ = ["Entry", "SafetensorsFile"]
 
 SMALL_HEADER = 2**18
 
@@ -33,14 +34,6 @@ ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2, "U16": 2,
     "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "C64": 8, "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
-
-# bfloat16 has no NumPy dtype: it is read as 16-bit integers, the upper halves of float32.
-FLOATS: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-}
 
 
 class Entry(NamedTuple):
@@ -74,28 +67,20 @@ class SafetensorsFile:
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        try:
-            if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
-                raise CheckpointError(f"{path}: not a regular file")
-            with path.open("rb") as file:
-                size = file.seek(0, 2)
-                file.seek(0)
-                length = int.from_bytes(file.read(8), "little")
-                if size < 8:
-                    raise CheckpointError(f"{path}: {size} bytes, too short for a safetensors file")
-                most = min(size - 8, max(SMALL_HEADER, size // 32))
-                if length > most and path.suffix == ".json":
-                    raise CheckpointError(f"{path}: a JSON file; name its directory instead")
-                if length > most:
-                    raise CheckpointError(
-                        f"{path}: its header claims {length} bytes, more than the {most} possible: "
-                        f"truncated, or not safetensors"
-                    )
-                header = file.read(length)
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise CheckpointError(f"{path}: {error.strerror}") from None
-        self.entries, self.metadata = self._parse(header, 8 + length, size)
+        self._file = DataFile(path)
+        size = self._file.size
+        if size < 8:
+            raise CheckpointError(f"{path}: {size} bytes, too short for a safetensors file")
+        length = int.from_bytes(self._file.map[:8], "little")
+        most = min(size - 8, max(SMALL_HEADER, size // 32))
+        if length > most and path.suffix == ".json":
+            raise CheckpointError(f"{path}: a JSON file; name its directory instead")
+        if length > most:
+            raise CheckpointError(
+                f"{path}: its header claims {length} bytes, more than the {most} possible: "
+                f"truncated, or not safetensors"
+            )
+        self.entries, self.metadata = self._parse(self._file.map[8 : 8 + length], 8 + length, size)
 
     def read(self, name: str, dtype: np.dtype[Any]) -> Array:
         """One tensor, converted to `dtype`.
@@ -106,7 +91,7 @@ class SafetensorsFile:
         ----------
         name : str
         dtype : dtype
-            float32 or float64.
+            float16, float32 or float64.
 
         Returns
         -------
@@ -119,28 +104,23 @@ class SafetensorsFile:
             If the tensor does not hold floating-point numbers.
         """
         entry = self.entries[name]
-        stored = FLOATS.get(entry.dtype)
-        if stored is None:
+        if entry.dtype not in FLOATS:
             raise CheckpointError(
                 f"{self.path}: {name} is {entry.dtype}; expected one of {', '.join(FLOATS)}"
             )
-        count = math.prod(entry.shape)
-        # OpenAI's own file has a header of 14283 bytes, so its data is misaligned, and BLAS would
-        # copy such a matrix at every product. What cannot be used where it lies is read rather
-        # than mapped, so that it is not in memory twice.
-        if stored == dtype and entry.start % stored.itemsize == 0:
-            array: Array = np.frombuffer(self._map, stored, count, entry.start)
-        else:
-            with self.path.open("rb") as file:
-                file.seek(entry.start)
-                array = np.fromfile(file, stored, count)
-            if len(array) != count:
-                raise CheckpointError(f"{self.path}: became shorter while it was read")
-        if entry.dtype == "BF16":
-            array = np.left_shift(array, 16, dtype=np.uint32).view("<f4")
-        with np.errstate(all="ignore"):  # the caller names tensors that are not finite
-            converted: Array = array.astype(dtype, copy=False).reshape(entry.shape)
-        return converted
+        return self._file.array(entry.dtype, entry.start, entry.shape, dtype)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by its name, not read yet."""
+        return {
+            name: Tensor(
+                entry.dtype,
+                entry.shape,
+                entry.stop - entry.start,
+                functools.partial(self.read, name),
+            )
+            for name, entry in self.entries.items()
+        }
 
     def _parse(
         self, header: bytes, begin: int, size: int

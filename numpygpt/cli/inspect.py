@@ -69,7 +69,7 @@ def _record(report: Report, tokenizer: Tokenizer | None) -> dict[str, Any]:
         "parameters": config.parameter_count if config else None,
         "tokenizer": tokenizer and {"tokens": len(tokenizer), "end_of_text": tokenizer.end_of_text},
         "tensors": {
-            name: {"dtype": entry.dtype, "shape": entry.shape, "bytes": entry.stop - entry.start}
+            name: {"dtype": entry.dtype, "shape": entry.shape, "bytes": entry.nbytes}
             for name, entry in report.tensors.items()
         },
         "problems": report.problems,
@@ -84,7 +84,7 @@ def _print(report: Report, tokenizer: Tokenizer | None) -> None:
         for name, value in dataclasses.asdict(config).items():
             shown = f"4 x n_embd = {config.mlp_dim}" if value is None else value
             print(f"  {name:<32} {shown}")
-    size = sum(entry.stop - entry.start for entry in report.tensors.values())
+    size = sum(entry.nbytes for entry in report.tensors.values())
     types = collections.Counter(entry.dtype for entry in report.tensors.values())
     print("\nsize")
     if config:

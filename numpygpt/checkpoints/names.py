@@ -1,0 +1,182 @@
+"""From the names and orientations that programs give GPT-2's arrays to those of one layout.
+
+The layout is Hugging Face's: ``h.0.attn.c_attn.weight`` and so on, without a prefix, matrices
+(in, out). What only differs in spelling is settled here; whether the arrays fit a config is
+settled by :func:`numpygpt.params.check`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError
+from ..params import Array
+from .arrays import Tensor
+
+__all__ = ["LINEAR", "MASK_BUFFER", "canonical", "joined", "sizes"]
+
+# Causal masks that old versions of transformers, nanoGPT and minGPT stored among the weights.
+MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
+
+# The matrices that nn.Linear would store the other way round.
+LINEAR = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
+
+# minGPT until 2022, and what its arrays are called now. Its q, k and v are joined afterwards.
+OLD_MINGPT = [
+    (re.compile(r"tok_emb\.weight"), "wte.weight"),
+    (re.compile(r"pos_emb"), "wpe.weight"),
+    (re.compile(r"head\.weight"), "lm_head.weight"),
+    (re.compile(r"(ln_f\.(?:weight|bias))"), r"\1"),
+    (re.compile(r"blocks\.(\d+)\.ln([12])\.(weight|bias)"), r"h.\1.ln_\2.\3"),
+    (re.compile(r"blocks\.(\d+)\.attn\.mask"), r"h.\1.attn.bias"),
+    (re.compile(r"blocks\.(\d+)\.attn\.(query|key|value)\.(weight|bias)"), r"h.\1.attn.\2.\3"),
+    (re.compile(r"blocks\.(\d+)\.attn\.proj\.(weight|bias)"), r"h.\1.attn.c_proj.\2"),
+    (re.compile(r"blocks\.(\d+)\.mlp\.0\.(weight|bias)"), r"h.\1.mlp.c_fc.\2"),
+    (re.compile(r"blocks\.(\d+)\.mlp\.2\.(weight|bias)"), r"h.\1.mlp.c_proj.\2"),
+]
+
+
+def canonical(stored: Mapping[str, Tensor], source: object) -> tuple[dict[str, Tensor], list[str]]:
+    """The arrays of a PyTorch-like checkpoint in the one layout.
+
+    Parameters
+    ----------
+    stored : mapping of str to Tensor
+        As the file names and turns them.
+    source : object
+        Names the file in messages.
+
+    Returns
+    -------
+    tensors : dict of str to Tensor
+    notes : list of str
+        What was changed besides a prefix.
+
+    Raises
+    ------
+    CheckpointError
+        If two arrays would get one name.
+
+    Examples
+    --------
+    >>> table, gain = Tensor("F32", (9, 2), 72, None), Tensor("F32", (2,), 8, None)
+    >>> wide = Tensor("F32", (6, 2), 48, None)
+    >>> stored = {"wte.weight": table, "ln_f.weight": gain, "h.0.attn.c_attn.weight": wide}
+    >>> stored = {f"_orig_mod.transformer.{name}": tensor for name, tensor in stored.items()}
+    >>> tensors, notes = canonical(stored | {"_orig_mod.lm_head.weight": table}, "ckpt.pt")
+    >>> list(tensors)
+    ['wte.weight', 'ln_f.weight', 'h.0.attn.c_attn.weight', 'lm_head.weight']
+    >>> tensors["h.0.attn.c_attn.weight"].shape
+    (2, 6)
+    """
+    if any(key.endswith("tok_emb.weight") for key in stored):
+        return _old_mingpt(stored, source)
+    tensors: dict[str, Tensor] = {}
+    keys: dict[str, str] = {}
+    prefixes = _prefixes(stored)
+    for key, tensor in stored.items():
+        name = next(key[len(p) :] for p in (*prefixes, "") if key.startswith(p))
+        if name in tensors:
+            raise CheckpointError(
+                f"{source}: {name} stands in it twice, as {keys[name]} and as {key}"
+            )
+        tensors[name], keys[name] = tensor, key
+    if not _stored_out_in(tensors):
+        return tensors, []
+    return _turned(tensors), ["matrices stored (out, in), as nn.Linear has them: transposed"]
+
+
+def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The config fields that the shapes of arrays tell: all sizes but the number of heads.
+
+    >>> table, positions = Tensor("F32", (17, 8), 0, None), Tensor("F32", (12, 8), 0, None)
+    >>> sizes({"wte.weight": table, "wpe.weight": positions})
+    {'vocab_size': 17, 'n_embd': 8, 'n_positions': 12, 'n_layer': 0, 'tie_word_embeddings': True}
+    """
+    fields: dict[str, Any] = {}
+    table, positions = tensors.get("wte.weight"), tensors.get("wpe.weight")
+    if table is not None and len(table.shape) == 2:
+        fields["vocab_size"], fields["n_embd"] = table.shape
+    if positions is not None and len(positions.shape) == 2:
+        fields["n_positions"] = positions.shape[0]
+    fields["n_layer"] = len({name.split(".")[1] for name in tensors if name.startswith("h.")})
+    wide = tensors.get("h.0.mlp.c_fc.weight")
+    if wide is not None and len(wide.shape) == 2 and wide.shape[1] != 4 * wide.shape[0]:
+        fields["n_inner"] = wide.shape[1]
+    fields["tie_word_embeddings"] = "lm_head.weight" not in tensors
+    return fields
+
+
+def joined(parts: list[Tensor], axis: int) -> Tensor:
+    """Arrays that a format keeps apart, side by side."""
+    first = parts[0]
+    shape = list(first.shape)
+    shape[axis] = sum(part.shape[axis] for part in parts)
+
+    def load(dtype: np.dtype[Any]) -> Array:
+        return np.concatenate([part.read(dtype) for part in parts], axis)
+
+    return Tensor(first.dtype, tuple(shape), sum(part.nbytes for part in parts), load)
+
+
+def _prefixes(stored: Mapping[str, Tensor]) -> list[str]:
+    """What stands before the names: ``transformer.`` and what wrappers of a module add to it.
+
+    The token table tells: it is ``wte.weight`` behind the prefix. A head lies one level above.
+    """
+    table = next((key for key in stored if re.fullmatch(r"(.*\.)?wte\.weight", key)), "wte.weight")
+    prefix = table.removesuffix("wte.weight")
+    outer = prefix.removesuffix("transformer.")
+    return [p for p in dict.fromkeys((prefix, outer + "transformer.", outer)) if p]
+
+
+def _stored_out_in(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether every matrix whose shape can tell is (out, in); attn.c_proj is square and cannot."""
+    width = tensors["ln_f.weight"].shape[-1:] if "ln_f.weight" in tensors else ()
+    ends = {"attn.c_attn": slice(1, None), "mlp.c_fc": slice(1, None), "mlp.c_proj": slice(0, 1)}
+    told = [
+        len(tensor.shape) == 2
+        and tensor.shape[ends[kind]] == width != tensor.shape[::-1][ends[kind]]
+        for name, tensor in tensors.items()
+        if LINEAR.fullmatch(name)
+        and (kind := name.split(".", 2)[2].removesuffix(".weight")) in ends
+    ]
+    return any(told) and all(told)
+
+
+def _turned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The matrices that :data:`LINEAR` names, transposed."""
+    return {
+        name: tensor.transposed() if LINEAR.fullmatch(name) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _old_mingpt(
+    stored: Mapping[str, Tensor], source: object
+) -> tuple[dict[str, Tensor], list[str]]:
+    table = next(key for key in stored if key.endswith("tok_emb.weight"))
+    prefix = table.removesuffix("tok_emb.weight")
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in stored.items():
+        name = key.removeprefix(prefix)
+        for pattern, now in OLD_MINGPT:
+            if match := pattern.fullmatch(name):
+                name = match.expand(now)
+                break
+        if name in tensors:
+            raise CheckpointError(f"{source}: {name} stands in it twice")
+        tensors[name] = tensor
+    positions = tensors.get("wpe.weight")
+    if positions is not None and len(positions.shape) == 3 and positions.shape[0] == 1:
+        tensors["wpe.weight"] = positions.reshaped(*positions.shape[1:])
+    for key in [name for name in tensors if ".attn.query." in name]:
+        parts = [key.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        if all(part in tensors and tensors[part].shape == tensors[key].shape for part in parts):
+            whole = joined([tensors.pop(part) for part in parts], axis=0)
+            tensors[key.replace(".query.", ".c_attn.")] = whole
+    return _turned(tensors), ["separate q, k and v joined; matrices stored (out, in): transposed"]

@@ -1,0 +1,257 @@
+"""Reading and inspecting a checkpoint of any format: one config, one set of checked arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import CheckpointError, CheckpointWarning, ModelNotFoundError
+from ..params import Array, Config, Params, check, listing, pack
+from .arrays import FLOATS, QUANTISED, Tensor
+from .config import parse_config, read_fields
+from .detect import open_source
+from .names import MASK_BUFFER, sizes
+from .source import Source, Vocabulary
+
+__all__ = ["Checkpoint", "Report", "inspect", "read", "settle"]
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint in memory.
+
+    ``directory`` is where its vocabulary files would be; ``vocabulary`` is the one that its file
+    carries, or None.
+    """
+
+    config: Config
+    params: Params
+    directory: pathlib.Path
+    vocabulary: Vocabulary | None
+
+
+@dataclasses.dataclass
+class Report:
+    """What :func:`inspect` found.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+    directory : pathlib.Path
+    format : str
+        Empty if it was not recognised.
+    config : Config or None
+        None if it would be refused.
+    tensors : dict of str to Tensor
+        By their names in the Hugging Face layout, in file order; mask buffers included.
+    vocabulary : Vocabulary or None
+        The one inside the file.
+    notes : list of str
+        What numpygpt decides about it, and takes for granted because it is not said.
+    problems : list of str
+        Each reason for which :func:`read` would refuse this checkpoint.
+    """
+
+    path: pathlib.Path
+    directory: pathlib.Path
+    format: str = ""
+    config: Config | None = None
+    tensors: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+
+def read(
+    path: pathlib.Path, dtype: Any = np.float32, config: Mapping[str, Any] | None = None
+) -> Checkpoint:
+    """Read a checkpoint, checking every name, shape and size.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        A file of any format that :mod:`numpygpt.checkpoints.detect` knows, or its directory.
+    dtype : dtype
+        float32 or float64. float32 stored as float32 is not copied but mapped.
+    config : mapping, optional
+        Config fields that go before those of the checkpoint.
+
+    Returns
+    -------
+    Checkpoint
+
+    Raises
+    ------
+    ModelNotFoundError
+        If a file is missing.
+    CheckpointError
+        If a file is damaged, or config and tensors do not fit each other.
+
+    Warns
+    -----
+    CheckpointWarning
+        If weights are NaN or infinite, or the format leaves open what changes the model.
+    """
+    source = open_source(path)
+    settled = settle(path, source, config or {})
+    for name in settled.doubtful:
+        warnings.warn(f"{path}: {_assumption(source, name)}", CheckpointWarning, stacklevel=2)
+    # One array for tensors that are one in the file: a tied head is not read twice.
+    arrays: dict[int, Array] = {}
+    for tensor in settled.tensors.values():
+        if id(tensor) not in arrays:
+            arrays[id(tensor)] = tensor.read(dtype)
+    tensors = {name: arrays[id(tensor)] for name, tensor in settled.tensors.items()}
+    if settled.config.tie_word_embeddings and "lm_head.weight" in tensors:
+        _drop_tied_copy(path, tensors)
+    odd = [name for name, array in tensors.items() if not _finite(array)]
+    if odd:
+        warnings.warn(
+            f"{path}: NaN or infinite weights in {listing(odd)}", CheckpointWarning, stacklevel=2
+        )
+    params = pack(settled.config, tensors)
+    return Checkpoint(settled.config, params, source.directory, source.vocabulary)
+
+
+def inspect(path: pathlib.Path, config: Mapping[str, Any] | None = None) -> Report:
+    """Look at a checkpoint without reading its weights, and collect what would be refused.
+
+    Only what needs the weights themselves is left to :func:`read`: whether a head that is stored
+    although it is tied equals the token table, whether checksums hold, and whether weights are
+    NaN.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    config : mapping, optional
+        As for :func:`read`.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is nothing to look at.
+    """
+    if not path.exists():
+        raise ModelNotFoundError(f"{path}: no such file or directory")
+    report = Report(path, path if path.is_dir() else path.parent)
+    source = Source("", report.directory, {})
+    try:
+        source = open_source(path)
+    except (CheckpointError, ModelNotFoundError) as error:
+        report.problems.append(str(error))
+    report.format, report.tensors = source.format, source.tensors
+    report.directory, report.vocabulary = source.directory, source.vocabulary
+    try:
+        report.config = _config(path, source, config or {})
+        taken = [name for name in source.assumed if name not in (config or {})]
+        report.notes = [*source.notes, *(_assumption(source, name) for name in taken)]
+    except (CheckpointError, ModelNotFoundError) as error:
+        report.problems.append(str(error))
+    if report.config and source.tensors:
+        try:
+            settle(path, source, config or {})
+        except CheckpointError as error:
+            report.problems.append(str(error))
+    return report
+
+
+class Settled(NamedTuple):
+    """Config and tensors that fit each other, and the config fields that are doubtful guesses.
+
+    A tied head is among the tensors if one is stored.
+    """
+
+    config: Config
+    tensors: dict[str, Tensor]
+    doubtful: list[str]
+
+
+def settle(path: pathlib.Path, source: Source, given: Mapping[str, Any]) -> Settled:
+    """Make config and tensors of a source fit each other, before any tensor is read.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Names the checkpoint in messages.
+    source : Source
+    given : mapping
+        Config fields that go before those of the checkpoint.
+
+    Returns
+    -------
+    Settled
+
+    Raises
+    ------
+    CheckpointError
+        If they do not fit, or a tensor is of a type that cannot be read.
+    """
+    config = _config(path, source, given)
+    used = {name: t for name, t in source.tensors.items() if not MASK_BUFFER.fullmatch(name)}
+    if "vocab_size" in given:  # a padded vocabulary may be cut
+        for name in {"wte.weight", "lm_head.weight"} & used.keys():
+            if len(used[name].shape) == 2 and used[name].shape[0] > config.vocab_size:
+                used[name] = used[name].rows(config.vocab_size)
+    # A tied head may be stored too; then it must have a head's shape.
+    stored_head = config.tie_word_embeddings and "lm_head.weight" in used
+    told = dataclasses.replace(config, tie_word_embeddings=False) if stored_head else config
+    try:
+        check(told, {name: tensor.shape for name, tensor in used.items()})
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    for name, tensor in used.items():
+        if tensor.dtype not in FLOATS and tensor.dtype not in QUANTISED:
+            raise CheckpointError(
+                f"{path}: {name} is {tensor.dtype}; expected one of {', '.join(FLOATS)}"
+            )
+    doubtful = [n for n, a in source.assumed.items() if a.doubtful and n not in given]
+    return Settled(config, used, doubtful)
+
+
+def _config(path: pathlib.Path, source: Source, given: Mapping[str, Any]) -> Config:
+    """The config of a source: what is given goes before what it says, before what is assumed."""
+    told, where = source.fields, str(path)
+    if told is None:
+        file = source.directory / "config.json"
+        if file.exists() or not given:
+            told, where = read_fields(file), str(file)
+        else:  # the shapes tell all but the number of heads
+            told = sizes(source.tensors)
+    assumed = {name: assumption.value for name, assumption in source.assumed.items()}
+    fields = {**assumed, **told, **given}
+    if "n_ctx" in given or "n_positions" in given:  # two names of one field
+        fields.pop("n_ctx" if "n_ctx" not in given else "n_positions", None)
+    config = parse_config(fields, where)
+    stored = [name for name in source.tensors if not MASK_BUFFER.fullmatch(name)]
+    if config.bias and stored and not any(name.endswith(".bias") for name in stored):
+        return dataclasses.replace(config, bias=False)
+    return config
+
+
+def _assumption(source: Source, name: str) -> str:
+    value, why, _ = source.assumed[name]
+    return f"{name} = {value!r} is assumed: {why}"
+
+
+def _drop_tied_copy(path: pathlib.Path, tensors: dict[str, Array]) -> None:
+    """Remove a stored head that repeats the token table; refuse one that does not."""
+    head = tensors.pop("lm_head.weight")
+    if not np.array_equal(head, tensors["wte.weight"], equal_nan=True):
+        raise CheckpointError(
+            f"{path}: lm_head.weight differs from wte.weight, but config.json ties them; set "
+            '"tie_word_embeddings": false if the model was trained with a head of its own'
+        )
+
+
+def _finite(array: Array) -> bool:
+    """Whether no element is NaN or infinite: one pass over the memory if none is."""
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
