@@ -12,14 +12,27 @@ import math
 import mmap
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ..errors import CheckpointError
 from ..params import Array
 
-__all__ = ["FLOATS", "QUANTISED", "DataFile", "Tensor", "from_bfloat16", "to_bfloat16"]
+__all__ = [
+    "FLOATS",
+    "QUANTISED",
+    "DataFile",
+    "Tensor",
+    "encoded",
+    "from_bfloat16",
+    "to_bfloat16",
+    "write_array",
+]
+
+# Arrays are converted and written in pieces of about this size, so that a conversion needs little
+# memory beside the mapped file.
+PIECE_BYTES = 2**24
 
 # Types of stored floating-point numbers, by the names that safetensors gives them.
 # bfloat16 has no NumPy dtype: it is read as 16-bit integers, the upper halves of float32.
@@ -216,3 +229,59 @@ def to_bfloat16(array: Array) -> Array:
     rounded = (bits + (np.uint32(0x7FFF) + (bits >> 16 & 1))) >> 16
     quiet = bits >> 16 | 0x40  # the carry would turn some NaNs into infinity
     return np.where(np.isnan(array), quiet, rounded).astype("<u2")
+
+
+def encoded(array: Array, kind: str) -> Array:
+    """Numbers as the type `kind` stores them, in C order; the nearest ones if they do not fit.
+
+    Parameters
+    ----------
+    array : ndarray
+    kind : str
+        A key of :data:`FLOATS`.
+
+    Returns
+    -------
+    ndarray
+        Of the dtype ``FLOATS[kind]``.
+
+    Raises
+    ------
+    CheckpointError
+        If a finite number would become infinite.
+    """
+    with np.errstate(over="ignore"):
+        narrow = to_bfloat16(array) if kind == "BF16" else array.astype(FLOATS[kind], order="C")
+        back = from_bfloat16(narrow) if kind == "BF16" else narrow
+    if back.itemsize < array.itemsize or kind == "BF16":
+        lost = np.isinf(back) & np.isfinite(array)
+        if lost.any():
+            raise CheckpointError(f"{array[lost][0]:g} is too large for {kind}")
+    return np.ascontiguousarray(narrow)
+
+
+def write_array(
+    file: BinaryIO, array: Array, kind: str, advance: Callable[[int], None] = lambda count: None
+) -> None:
+    """Write numbers in C order, piece by piece.
+
+    Parameters
+    ----------
+    file : binary file
+    array : ndarray
+    kind : str
+        A key of :data:`FLOATS`.
+    advance : callable
+        Told after each piece how many bytes were written.
+
+    Raises
+    ------
+    CheckpointError
+        As :func:`encoded` does.
+    """
+    rows = array.reshape(1) if array.ndim == 0 else array
+    step = max(1, PIECE_BYTES // max(1, rows[:1].size * 8))
+    for start in range(0, len(rows), step):
+        piece = encoded(rows[start : start + step], kind)
+        file.write(piece.data)
+        advance(piece.nbytes)
