@@ -12,7 +12,7 @@ import math
 import mmap
 import pathlib
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -180,7 +180,7 @@ class DataFile:
             array: Array = np.ndarray(shape, stored, self.map, start, steps)
             if not usable:
                 array = array.copy(order="K")  # aligned, in the same order
-        elif usable and math.prod(shape):
+        elif usable and 0 not in shape:
             array = np.frombuffer(self.map, stored, math.prod(shape), start).reshape(shape)
         else:
             with self.path.open("rb") as file:
@@ -199,10 +199,11 @@ class DataFile:
         self, kind: str, start: int, shape: tuple[int, ...], strides: tuple[int, ...] | None = None
     ) -> Tensor:
         """A description of numbers of this file; :meth:`array` says what the arguments are."""
+        count: int = math.prod(shape)
         return Tensor(
             kind,
             shape,
-            math.prod(shape) * FLOATS[kind].itemsize,
+            count * FLOATS[kind].itemsize,
             lambda dtype: self.array(kind, start, shape, dtype, strides),
         )
 
@@ -261,7 +262,7 @@ def encoded(array: Array, kind: str) -> Array:
 
 
 def write_array(
-    file: BinaryIO, array: Array, kind: str, advance: Callable[[int], None] = lambda count: None
+    file: IO[bytes], array: Array, kind: str, advance: Callable[[int], None] = lambda count: None
 ) -> None:
     """Write numbers in C order, piece by piece.
 

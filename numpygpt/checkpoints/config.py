@@ -106,7 +106,10 @@ def parse_config(fields: Mapping[str, Any], source: str = "config") -> Config:
     required = {"vocab_size", "n_ctx", "n_embd", "n_layer", "n_head"} - values.keys()
     if required:
         missing = ", ".join(sorted(required)).replace("n_ctx", "n_positions")
-        raise ConfigError(f"{source}: missing {missing}")
+        raise ConfigError(
+            f"{source}: missing {missing}; what a checkpoint does not say can be given with "
+            f"config={{...}} in Python or --config NAME=VALUE on the command line"
+        )
     try:
         return Config(**values)
     except ConfigError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pathlib
 from collections.abc import Callable, Mapping
 
@@ -86,9 +87,12 @@ def identify(path: pathlib.Path) -> str:
         if head.startswith(start):
             raise CheckpointError(f"{path}: {reason}")
     if head.startswith(b"PK\3\4"):
-        return "zip"
+        from .archives import StoredZip
+        from .npz import is_npz
+
+        return "npz" if is_npz(StoredZip(path)) else "PyTorch"
     if head[:1] == b"\x80" and head[1:2] <= b"\x05":
-        return "pickle"
+        return "PyTorch"
     if head[:4] in ((20240326).to_bytes(4, "little"), (20240327).to_bytes(4, "little")):
         return "llm.c"
     if tail == TABLE_MAGIC:
@@ -169,58 +173,31 @@ def _index(path: pathlib.Path) -> Source:
 
 
 def _shard(path: pathlib.Path) -> tuple[str, Mapping[str, Tensor]]:
-    if identify(path) in ("zip", "pickle"):
-        from . import torch_files
+    if identify(path) == "PyTorch":
+        from .torch_files import TorchFile
 
-        file = torch_files.TorchFile(path)
+        file = TorchFile(path)
         return file.format, file.tensors()
     return "safetensors", SafetensorsFile(path).tensors()
 
 
-# Readers are imported when a file needs them.
-def _zip(path: pathlib.Path) -> Source:
-    from . import archives, npz, torch_files
+def _later(module: str) -> Callable[[pathlib.Path], Source]:
+    """The function ``read`` of a module that is imported when a file needs it."""
 
-    return npz.read(path) if npz.is_npz(archives.StoredZip(path)) else torch_files.read(path)
+    def read(path: pathlib.Path) -> Source:
+        source: Source = importlib.import_module(f".{module}", __package__).read(path)
+        return source
 
-
-def _pickle(path: pathlib.Path) -> Source:
-    from . import torch_files
-
-    return torch_files.read(path)
-
-
-def _tensorflow(path: pathlib.Path) -> Source:
-    from . import openai
-
-    return openai.read(path)
-
-
-def _flax(path: pathlib.Path) -> Source:
-    from . import flax
-
-    return flax.read(path)
-
-
-def _llmc(path: pathlib.Path) -> Source:
-    from . import llmc
-
-    return llmc.read(path)
-
-
-def _gguf(path: pathlib.Path) -> Source:
-    from . import gguf
-
-    return gguf.read(path)
+    return read
 
 
 READERS: dict[str, Callable[[pathlib.Path], Source]] = {
     "safetensors": _safetensors,
     "index": _index,
-    "zip": _zip,
-    "pickle": _pickle,
-    "TensorFlow": _tensorflow,
-    "Flax": _flax,
-    "llm.c": _llmc,
-    "GGUF": _gguf,
+    "PyTorch": _later("torch_files"),
+    "npz": _later("npz"),
+    "TensorFlow": _later("openai"),
+    "Flax": _later("flax"),
+    "llm.c": _later("llmc"),
+    "GGUF": _later("gguf"),
 }

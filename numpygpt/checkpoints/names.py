@@ -136,16 +136,20 @@ def _prefixes(stored: Mapping[str, Tensor]) -> list[str]:
 
 def _stored_out_in(tensors: Mapping[str, Tensor]) -> bool:
     """Whether every matrix whose shape can tell is (out, in); attn.c_proj is square and cannot."""
-    width = tensors["ln_f.weight"].shape[-1:] if "ln_f.weight" in tensors else ()
-    ends = {"attn.c_attn": slice(1, None), "mlp.c_fc": slice(1, None), "mlp.c_proj": slice(0, 1)}
+    gain = tensors.get("ln_f.weight")
+    width = gain.shape[0] if gain is not None and len(gain.shape) == 1 else None
+    # The axis that has the width of the residual stream when the matrix is (out, in).
     told = [
-        len(tensor.shape) == 2
-        and tensor.shape[ends[kind]] == width != tensor.shape[::-1][ends[kind]]
+        len(tensor.shape) == 2 and tensor.shape[axis] == width and tensor.shape[1 - axis] != width
+        for end, axis in (
+            ("attn.c_attn.weight", 1),
+            ("mlp.c_fc.weight", 1),
+            ("mlp.c_proj.weight", 0),
+        )
         for name, tensor in tensors.items()
-        if LINEAR.fullmatch(name)
-        and (kind := name.split(".", 2)[2].removesuffix(".weight")) in ends
+        if name.startswith("h.") and name.endswith(end)
     ]
-    return any(told) and all(told)
+    return bool(told) and all(told)
 
 
 def _turned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
