@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 
 from . import checkpoints
 from .cache import Cache, segments
+from .checkpoints.source import Vocabulary
 from .decoding import Generation, Settings, Step, decode
 from .errors import ArgumentError, ContextError, TokenError, TokenizerError
 from .feed import CHUNK, Feeder
@@ -42,18 +43,25 @@ class Options(TypedDict, total=False):
     on_step: Callable[[list[int]], None] | None
 
 
-def load(source: str | os.PathLike[str], dtype: str = "float32") -> Model:
+def load(
+    source: str | os.PathLike[str],
+    dtype: str = "float32",
+    config: Mapping[str, Any] | None = None,
+) -> Model:
     """Load a model.
 
     Parameters
     ----------
     source : str or path
-        The name of a bundled model (``"shakespeare"``); a directory in the Hugging Face layout
-        or a safetensors file; or a Hugging Face name (``"gpt2"``) whose files an earlier
-        download has left on this machine. The network is never used.
+        The name of a bundled model (``"shakespeare"``); a checkpoint file of any format that
+        the README lists, or its directory; or a Hugging Face name (``"gpt2"``) whose files an
+        earlier download has left on this machine. The network is never used.
     dtype : {"float32", "float64"}
         What to compute in. float32 maps float32 files instead of copying them; float64 is the
         high-precision check.
+    config : mapping, optional
+        Config fields, by the names of :class:`Config`, that go before those of the checkpoint:
+        what its format does not say (``{"n_head": 6}``), or says wrongly.
 
     Returns
     -------
@@ -68,6 +76,12 @@ def load(source: str | os.PathLike[str], dtype: str = "float32") -> Model:
     ArgumentError
         If `dtype` is another one.
 
+    Warns
+    -----
+    CheckpointWarning
+        If weights are NaN or infinite, or the format leaves open what changes the model (whether
+        a nanoGPT checkpoint has the exact GELU); it says what was assumed.
+
     Examples
     --------
     >>> import numpygpt
@@ -81,12 +95,20 @@ def load(source: str | os.PathLike[str], dtype: str = "float32") -> Model:
         name = ""
     if name not in DTYPES:
         raise ArgumentError(f"dtype must be {' or '.join(map(repr, DTYPES))}, not {dtype!r}")
-    config, params, directory, _ = checkpoints.read(checkpoints.find(source), DTYPES[name])
-    return Model(config, params, tokenizer_for(directory, config))
+    path = checkpoints.find(source)
+    settled, params, directory, vocabulary = checkpoints.read(path, DTYPES[name], config)
+    return Model(settled, params, tokenizer_for(directory, settled, vocabulary))
 
 
-def tokenizer_for(directory: pathlib.Path, config: Config) -> Callable[[], Tokenizer] | None:
-    """What makes the tokenizer that belongs to a checkpoint, or None if it has none."""
+def tokenizer_for(
+    directory: pathlib.Path, config: Config, vocabulary: Vocabulary | None = None
+) -> Callable[[], Tokenizer] | None:
+    """What makes the tokenizer that belongs to a checkpoint, or None if it has none.
+
+    The vocabulary that a file carries in itself goes before the files beside it.
+    """
+    if vocabulary is not None:
+        return functools.partial(Tokenizer.from_vocabulary, vocabulary, directory)
     if Tokenizer.locate(directory) is None:
         part = next((name for name in PARTS if (directory / name).exists()), None)
         # 50304 is 50257 rounded up to a multiple of 128, as nanoGPT and llm.c store it.

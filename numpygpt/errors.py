@@ -22,6 +22,7 @@ __all__ = [
     "ContextError",
     "ModelNotFoundError",
     "NumpyGPTError",
+    "OutputError",
     "TokenError",
     "TokenizerError",
 ]
@@ -45,6 +46,10 @@ class ConfigError(CheckpointError):
 
 class ModelNotFoundError(NumpyGPTError, FileNotFoundError):
     """No checkpoint is where the caller pointed."""
+
+
+class OutputError(NumpyGPTError, OSError):
+    """Something cannot be written where the caller asked; what was there is as it was."""
 
 
 class TokenError(NumpyGPTError, ValueError):

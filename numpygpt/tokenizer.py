@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from .checkpoints.json_files import parse_json
 from .checkpoints.locate import weights_directory
+from .checkpoints.source import Vocabulary
 from .errors import TokenError, TokenizerError
 
 __all__ = ["END_OF_TEXT", "TextStream", "Tokenizer"]
@@ -43,6 +44,7 @@ def _byte_alphabet() -> list[tuple[int, str]]:
 
 
 BYTE_ALPHABET = _byte_alphabet()
+_STAND_INS = dict(BYTE_ALPHABET)
 _TO_LATIN_1 = {ord(stand_in): byte for byte, stand_in in BYTE_ALPHABET}
 
 # White space that is long enough to be cut before it goes to tiktoken; see `_parts`.
@@ -321,6 +323,55 @@ class Tokenizer:
         return cls._numbered(_pieces(pairs, path), vocab, added, path)
 
     @classmethod
+    def from_vocabulary(cls, vocabulary: Vocabulary, source: pathlib.Path) -> Tokenizer:
+        """From the tokens and merges that a checkpoint carries in itself.
+
+        Parameters
+        ----------
+        vocabulary : Vocabulary
+        source : pathlib.Path
+            Names the file in messages.
+        """
+        numbers = {token: i for i, token in enumerate(vocabulary.tokens)}
+        if len(numbers) != len(vocabulary.tokens):
+            raise TokenizerError(f"{source}: the vocabulary has one token twice")
+        merges = [merge.split(" ") for merge in vocabulary.merges]
+        return cls._numbered(_pieces(merges, source), numbers, {}, source)
+
+    def vocabulary(self) -> Vocabulary:
+        """The tokens and merges, for a file that carries them.
+
+        Returns
+        -------
+        Vocabulary
+            Ids without a token are filled with ``[PAD...]``, as llama.cpp does.
+
+        Raises
+        ------
+        TokenizerError
+            If a token is not the merger of two others.
+
+        Examples
+        --------
+        >>> vocabulary = Tokenizer.gpt2().vocabulary()
+        >>> vocabulary.tokens[256:259], vocabulary.merges[:3], vocabulary.special
+        (['Ġt', 'Ġa', 'he'], ['Ġ t', 'Ġ a', 'h e'], [50256])
+        """
+        ordinary = [i for i in self.token_bytes if i not in set(self.special.values())]
+        merged = [self.token_bytes[i] for i in ordinary]  # in the order of merging
+        ranks = {token: rank for rank, token in enumerate(merged)}
+        merges = [
+            " ".join(map(_spelled, _halves(token, rank, ranks)))
+            for token, rank in ranks.items()
+            if len(token) > 1
+        ]
+        spelled = {i: _spelled(self.token_bytes[i]) for i in ordinary}
+        spelled |= {i: text for text, i in self.special.items()}
+        count = self.last_id + 1
+        special = sorted(set(range(count)) - set(ordinary))
+        return Vocabulary([spelled.get(i, f"[PAD{i}]") for i in range(count)], merges, special)
+
+    @classmethod
     @functools.cache
     def gpt2(cls) -> Tokenizer:
         """The bundled vocabulary of OpenAI's GPT-2: 50257 tokens."""
@@ -435,6 +486,24 @@ def _pieces(pairs: Sequence[Any], source: pathlib.Path) -> list[str]:
 def _to_bytes(pieces: Sequence[str]) -> list[bytes]:
     """What pieces stand for that are spelled in the byte alphabet."""
     return [piece.translate(_TO_LATIN_1).encode("latin-1") for piece in pieces]
+
+
+def _spelled(token: bytes) -> str:
+    """A token in the byte alphabet."""
+    return "".join([_STAND_INS[byte] for byte in token])
+
+
+def _halves(token: bytes, rank: int, ranks: Mapping[bytes, int]) -> list[bytes]:
+    """The two tokens whose merger this is: what the merges before it make of its bytes."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        pairs = [ranks.get(a + b, rank) for a, b in itertools.pairwise(parts)]
+        first = min(pairs)
+        if first >= rank:
+            raise TokenizerError(f"the token {token!r} is not the merger of two others")
+        at = pairs.index(first)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
 
 
 def _adds_nothing(processor: Any) -> bool:

@@ -27,6 +27,7 @@ LAYERS = [
     {"feed", "checkpoints"},
     {"tokenizer", "decoding"},
     {"api"},
+    {"convert"},
     {"__init__", "cli"},
     {"__main__"},
 ]

@@ -12,7 +12,7 @@ import math
 import mmap
 import pathlib
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,6 +23,7 @@ __all__ = [
     "FLOATS",
     "QUANTISED",
     "DataFile",
+    "Sink",
     "Tensor",
     "encoded",
     "from_bfloat16",
@@ -47,6 +48,13 @@ FLOATS: dict[str, np.dtype[Any]] = {
 QUANTISED = frozenset(
     ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 )
+
+
+class Sink(Protocol):
+    """What takes bytes: a file, or something that hashes them."""
+
+    def write(self, data: Any, /) -> Any:
+        """Take some bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +240,7 @@ def to_bfloat16(array: Array) -> Array:
     return np.where(np.isnan(array), quiet, rounded).astype("<u2")
 
 
-def encoded(array: Array, kind: str) -> Array:
+def encoded(array: Array, kind: str, name: str = "a number") -> Array:
     """Numbers as the type `kind` stores them, in C order; the nearest ones if they do not fit.
 
     Parameters
@@ -240,6 +248,8 @@ def encoded(array: Array, kind: str) -> Array:
     array : ndarray
     kind : str
         A key of :data:`FLOATS`.
+    name : str
+        What the numbers are, for messages.
 
     Returns
     -------
@@ -257,12 +267,16 @@ def encoded(array: Array, kind: str) -> Array:
     if back.itemsize < array.itemsize or kind == "BF16":
         lost = np.isinf(back) & np.isfinite(array)
         if lost.any():
-            raise CheckpointError(f"{array[lost][0]:g} is too large for {kind}")
+            raise CheckpointError(f"{name} has {array[lost][0]:g}, which is too large for {kind}")
     return np.ascontiguousarray(narrow)
 
 
 def write_array(
-    file: IO[bytes], array: Array, kind: str, advance: Callable[[int], None] = lambda count: None
+    file: Sink,
+    array: Array,
+    kind: str,
+    advance: Callable[[int], None] = lambda count: None,
+    name: str = "a number",
 ) -> None:
     """Write numbers in C order, piece by piece.
 
@@ -274,6 +288,8 @@ def write_array(
         A key of :data:`FLOATS`.
     advance : callable
         Told after each piece how many bytes were written.
+    name : str
+        What the numbers are, for messages.
 
     Raises
     ------
@@ -283,6 +299,6 @@ def write_array(
     rows = array.reshape(1) if array.ndim == 0 else array
     step = max(1, PIECE_BYTES // max(1, rows[:1].size * 8))
     for start in range(0, len(rows), step):
-        piece = encoded(rows[start : start + step], kind)
+        piece = encoded(rows[start : start + step], kind, name)
         file.write(piece.data)
         advance(piece.nbytes)

@@ -11,7 +11,7 @@ from ..errors import ConfigError, ModelNotFoundError
 from ..params import Config
 from .json_files import parse_json, read_small
 
-__all__ = ["parse_config", "read_config", "read_fields"]
+__all__ = ["config_fields", "parse_config", "read_config", "read_fields"]
 
 # Fields that say something about training, generation defaults, other tasks or the software that
 # wrote the file, and nothing about the forward pass.
@@ -133,3 +133,33 @@ def read_fields(path: pathlib.Path) -> dict[str, Any]:
 def read_config(path: pathlib.Path) -> Config:
     """The Config in a ``config.json`` file."""
     return parse_config(read_fields(path), str(path))
+
+
+def config_fields(config: Config, end_of_text: int | None, dtype: str | None) -> dict[str, Any]:
+    """The ``config.json`` under which transformers builds the same model.
+
+    Parameters
+    ----------
+    config : Config
+    end_of_text : int or None
+        The id with which texts begin and end.
+    dtype : str or None
+        The dtype of the weights, if they have one.
+
+    Returns
+    -------
+    dict
+        Without ``bias``, which transformers does not know, if the model has biases.
+
+    Examples
+    --------
+    >>> parse_config(config_fields(Config(n_layer=2), 50256, "float32")) == Config(n_layer=2)
+    True
+    """
+    fields: dict[str, Any] = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
+    fields |= dataclasses.asdict(config)
+    fields["n_positions"] = fields["n_ctx"]
+    if config.bias:
+        del fields["bias"]
+    fields |= {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+    return fields | ({"torch_dtype": dtype} if dtype else {})

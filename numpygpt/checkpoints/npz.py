@@ -10,7 +10,7 @@ import io
 import pathlib
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import IO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def read(path: pathlib.Path) -> Source:
 
 
 def write(
-    file: IO[bytes],
+    file: BinaryIO,
     config: bytes,
     tensors: Mapping[str, Tensor],
     kinds: Mapping[str, str],
@@ -106,7 +106,7 @@ def write(
             np.lib.format.write_array_header_1_0(header, {**described, "shape": tensor.shape})
             with archive.open(_info(f"{name}.npy"), "w", force_zip64=True) as member:
                 member.write(header.getvalue())
-                write_array(member, tensor.read(tensor.exact), kind, advance)
+                write_array(member, tensor.read(tensor.exact), kind, advance, name)
 
 
 def _info(name: str) -> zipfile.ZipInfo:

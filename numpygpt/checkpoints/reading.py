@@ -98,16 +98,9 @@ def read(
     """
     source = open_source(path)
     settled = settle(path, source, config or {})
-    for name in settled.doubtful:
-        warnings.warn(f"{path}: {_assumption(source, name)}", CheckpointWarning, stacklevel=2)
-    # One array for tensors that are one in the file: a tied head is not read twice.
-    arrays: dict[int, Array] = {}
-    for tensor in settled.tensors.values():
-        if id(tensor) not in arrays:
-            arrays[id(tensor)] = tensor.read(dtype)
-    tensors = {name: arrays[id(tensor)] for name, tensor in settled.tensors.items()}
-    if settled.config.tie_word_embeddings and "lm_head.weight" in tensors:
-        _drop_tied_copy(path, tensors)
+    for text in settled.doubtful:
+        warnings.warn(f"{path}: {text}", CheckpointWarning, stacklevel=2)
+    tensors = {name: t.read(dtype) for name, t in without_tied_head(path, settled).items()}
     odd = [name for name, array in tensors.items() if not _finite(array)]
     if odd:
         warnings.warn(
@@ -151,8 +144,7 @@ def inspect(path: pathlib.Path, config: Mapping[str, Any] | None = None) -> Repo
     report.directory, report.vocabulary = source.directory, source.vocabulary
     try:
         report.config = _config(path, source, config or {})
-        taken = [name for name in source.assumed if name not in (config or {})]
-        report.notes = [*source.notes, *(_assumption(source, name) for name in taken)]
+        report.notes = [*source.notes, *_assumptions(source, config or {})]
     except (CheckpointError, ModelNotFoundError) as error:
         report.problems.append(str(error))
     if report.config and source.tensors:
@@ -164,13 +156,15 @@ def inspect(path: pathlib.Path, config: Mapping[str, Any] | None = None) -> Repo
 
 
 class Settled(NamedTuple):
-    """Config and tensors that fit each other, and the config fields that are doubtful guesses.
+    """Config and tensors that fit each other.
 
-    A tied head is among the tensors if one is stored.
+    A tied head is among the tensors if one is stored. ``assumptions`` says what was taken for
+    granted, and ``doubtful`` which of that may be wrong.
     """
 
     config: Config
     tensors: dict[str, Tensor]
+    assumptions: list[str]
     doubtful: list[str]
 
 
@@ -212,8 +206,30 @@ def settle(path: pathlib.Path, source: Source, given: Mapping[str, Any]) -> Sett
             raise CheckpointError(
                 f"{path}: {name} is {tensor.dtype}; expected one of {', '.join(FLOATS)}"
             )
-    doubtful = [n for n, a in source.assumed.items() if a.doubtful and n not in given]
-    return Settled(config, used, doubtful)
+    doubtful = _assumptions(source, given, doubtful=True)
+    return Settled(config, used, _assumptions(source, given), doubtful)
+
+
+def without_tied_head(path: pathlib.Path, settled: Settled) -> dict[str, Tensor]:
+    """The tensors without a stored head that repeats the token table.
+
+    Raises
+    ------
+    CheckpointError
+        If it does not repeat it, although the config ties the two.
+    """
+    tensors = dict(settled.tensors)
+    if settled.config.tie_word_embeddings and "lm_head.weight" in tensors:
+        head, table = tensors.pop("lm_head.weight"), tensors["wte.weight"]
+        same = head is table or np.array_equal(
+            head.read(head.exact), table.read(table.exact), equal_nan=True
+        )
+        if not same:
+            raise CheckpointError(
+                f"{path}: lm_head.weight differs from wte.weight, but config.json ties them; set "
+                '"tie_word_embeddings": false if the model was trained with a head of its own'
+            )
+    return tensors
 
 
 def _config(path: pathlib.Path, source: Source, given: Mapping[str, Any]) -> Config:
@@ -236,19 +252,13 @@ def _config(path: pathlib.Path, source: Source, given: Mapping[str, Any]) -> Con
     return config
 
 
-def _assumption(source: Source, name: str) -> str:
-    value, why, _ = source.assumed[name]
-    return f"{name} = {value!r} is assumed: {why}"
-
-
-def _drop_tied_copy(path: pathlib.Path, tensors: dict[str, Array]) -> None:
-    """Remove a stored head that repeats the token table; refuse one that does not."""
-    head = tensors.pop("lm_head.weight")
-    if not np.array_equal(head, tensors["wte.weight"], equal_nan=True):
-        raise CheckpointError(
-            f"{path}: lm_head.weight differs from wte.weight, but config.json ties them; set "
-            '"tie_word_embeddings": false if the model was trained with a head of its own'
-        )
+def _assumptions(source: Source, given: Mapping[str, Any], doubtful: bool = False) -> list[str]:
+    """What is taken for granted because neither the checkpoint nor the caller says it."""
+    return [
+        f"{name} = {value!r} is assumed: {why}"
+        for name, (value, why, doubt) in source.assumed.items()
+        if name not in {**given, **(source.fields or {})} and doubt >= doubtful
+    ]
 
 
 def _finite(array: Array) -> bool:

@@ -14,18 +14,20 @@ https://github.com/huggingface/safetensors, section "Format".
 from __future__ import annotations
 
 import functools
+import json
 import math
 import pathlib
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from ..errors import CheckpointError
 from ..params import Array
-from .arrays import FLOATS, DataFile, Tensor
+from .arrays import FLOATS, DataFile, Tensor, write_array
 from .json_files import parse_json
 
-__all__ = ["Entry", "SafetensorsFile"]
+__all__ = ["Entry", "SafetensorsFile", "write"]
 
 SMALL_HEADER = 2**18
 
@@ -174,3 +176,42 @@ class SafetensorsFile:
                 f"takes {expected}"
             )
         return Entry(dtype, tuple(shape), begin + start, begin + stop)
+
+
+def write(
+    file: BinaryIO,
+    tensors: Mapping[str, Tensor],
+    kinds: Mapping[str, str],
+    advance: Callable[[int], None],
+) -> None:
+    """Write a safetensors file.
+
+    Parameters
+    ----------
+    file : binary file
+    tensors : mapping of str to Tensor
+    kinds : mapping of str to str
+        Type in which each is stored, a key of :data:`~.arrays.FLOATS`.
+    advance : callable
+        Told how many bytes of arrays were written.
+
+    Raises
+    ------
+    CheckpointError
+        If a number does not fit its type.
+    """
+    # transformers asks for this note of who may read the file.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    stop = 0
+    for name, tensor in tensors.items():
+        start, stop = stop, stop + math.prod(tensor.shape) * FLOATS[kinds[name]].itemsize
+        header[name] = {
+            "dtype": kinds[name],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, stop],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % 64)  # aligned data can be used where it lies
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name, tensor in tensors.items():
+        write_array(file, tensor.read(tensor.exact), kinds[name], advance, name)

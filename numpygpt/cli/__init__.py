@@ -16,7 +16,7 @@ from .terminal import tell
 __all__ = ["main"]
 
 # Each is a module here with `add(subparsers)`, which declares its options, and `run(args)`.
-VERBS = ("generate", "inspect")
+VERBS = ("generate", "inspect", "convert")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if all went well, 2 if the input was unusable, 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(
-        prog="numpygpt", description="GPT-2 in NumPy: generate text, look at checkpoints."
+        prog="numpygpt",
+        description="GPT-2 in NumPy: generate text, look at checkpoints, convert them.",
     )
     parser.add_argument("--version", action="version", version=f"numpygpt {__version__}")
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")

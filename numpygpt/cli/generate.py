@@ -10,6 +10,7 @@ from typing import Any
 
 from ..api import load
 from ..errors import ArgumentError
+from .options import add_config, config_of
 
 __all__ = ["add", "run"]
 
@@ -45,6 +46,7 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
         metavar="{float32,float64}",
         help="what to compute in (default: %(default)s)",
     )
+    add_config(parser)
     parser.add_argument(
         "--max-new-tokens",
         type=int,
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         "top_k": args.top_k,
         "seed": args.seed,
     }
-    model = load(args.model, dtype=args.dtype)
+    model = load(args.model, dtype=args.dtype, config=config_of(args.config))
     if args.json:
         result = model.generate(prompt, **settings)
         asked = {"model": args.model, "dtype": args.dtype, **settings, "prompt": prompt}

@@ -14,6 +14,7 @@ from ..api import tokenizer_for
 from ..checkpoints import Report
 from ..errors import TokenizerError
 from ..tokenizer import Tokenizer
+from .options import add_config, config_of
 from .terminal import one_line, tell
 
 __all__ = ["add", "run"]
@@ -38,17 +39,18 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", help="name, directory or file")
+    add_config(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report."""
-    report = checkpoints.inspect(checkpoints.find(args.model))
+    report = checkpoints.inspect(checkpoints.find(args.model), config_of(args.config))
     tokenizer = None
     if report.config:
         try:
-            make = tokenizer_for(report.directory, report.config)
+            make = tokenizer_for(report.directory, report.config, report.vocabulary)
             tokenizer = make() if make else None
         except TokenizerError as error:
             report.problems.append(str(error))
@@ -65,6 +67,7 @@ def _record(report: Report, tokenizer: Tokenizer | None) -> dict[str, Any]:
     config = report.config
     return {
         "path": str(report.path),
+        "format": report.format,
         "config": dataclasses.asdict(config) if config else None,
         "parameters": config.parameter_count if config else None,
         "tokenizer": tokenizer and {"tokens": len(tokenizer), "end_of_text": tokenizer.end_of_text},
@@ -72,6 +75,7 @@ def _record(report: Report, tokenizer: Tokenizer | None) -> dict[str, Any]:
             name: {"dtype": entry.dtype, "shape": entry.shape, "bytes": entry.nbytes}
             for name, entry in report.tensors.items()
         },
+        "notes": report.notes,
         "problems": report.problems,
     }
 
@@ -79,6 +83,9 @@ def _record(report: Report, tokenizer: Tokenizer | None) -> dict[str, Any]:
 def _print(report: Report, tokenizer: Tokenizer | None) -> None:
     config = report.config
     print(one_line(str(report.path)))
+    print(f"\nformat\n  {one_line(report.format) or 'unknown'}")
+    for note in report.notes:
+        print(f"  {one_line(note)}")
     if config:
         print("\nconfig")
         for name, value in dataclasses.asdict(config).items():

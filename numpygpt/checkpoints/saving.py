@@ -1,0 +1,325 @@
+"""Writing a checkpoint: safetensors in the Hugging Face layout, ``.npz``, llm.c, GGUF.
+
+Arrays are read, converted and written one at a time, in pieces, so that a model of any size can be
+written in little memory. What a format cannot express is refused before anything is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ..errors import ArgumentError, TokenizerError
+from ..params import Array, Config, Params, shapes
+from . import safetensors
+from .arrays import FLOATS, Tensor
+from .atomic import new_directory, new_file, require_room
+from .config import config_fields
+from .source import Vocabulary
+
+__all__ = ["FORMATS", "KINDS", "Outgoing", "bytes_of", "format_of", "save", "stored_kinds", "write"]
+
+# Formats that can be written, and the ending that asks for each; any other name is a directory.
+FORMATS = {"safetensors": "", "npz": ".npz", "llm.c": ".bin", "gguf": ".gguf"}
+
+KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+
+# The names under which transformers knows the files of a vocabulary, and what belongs to them.
+RENAMED = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
+VOCABULARY_FILES = (
+    "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+)  # fmt: skip
+
+
+class Outgoing(NamedTuple):
+    """A model on its way into a file.
+
+    ``tensors`` are those that :func:`numpygpt.params.shapes` lists for the config; ``directory``
+    is where vocabulary files may lie; ``vocabulary`` makes the vocabulary, or is None.
+    """
+
+    config: Config
+    tensors: dict[str, Tensor]
+    directory: pathlib.Path | None = None
+    vocabulary: Callable[[], Vocabulary] | None = None
+
+
+class Savable(Protocol):
+    """What :func:`save` needs of a :class:`numpygpt.Model`."""
+
+    config: Config
+    params: Params
+
+    @property
+    def tokenizer(self) -> Any:
+        """A :class:`numpygpt.tokenizer.Tokenizer`."""
+
+
+def save(
+    model: Savable,
+    path: str | pathlib.Path,
+    format: str | None = None,
+    dtype: str | None = None,
+) -> pathlib.Path:
+    """Write a model that is in memory.
+
+    Parameters
+    ----------
+    model : numpygpt.Model
+    path : str or path
+        Must not exist yet. ``.npz``, ``.bin`` (llm.c) and ``.gguf`` are files, any other name is a
+        directory in the Hugging Face layout.
+    format : {"safetensors", "npz", "llm.c", "gguf"}, optional
+        Where the name does not tell.
+    dtype : {"float32", "float16", "bfloat16", "float64"}, optional
+        What to store; what the model is in if None.
+
+    Returns
+    -------
+    pathlib.Path
+        `path`.
+
+    Raises
+    ------
+    CheckpointError
+        If the format cannot express the model, or a number does not fit `dtype`.
+    OutputError
+        If `path` exists or cannot be written.
+
+    Examples
+    --------
+    >>> import numpygpt, tempfile
+    >>> model = numpygpt.load("shakespeare")
+    >>> path = save(model, pathlib.Path(tempfile.mkdtemp()) / "half", dtype="float16")
+    >>> sorted(file.name for file in path.iterdir())
+    ['config.json', 'merges.txt', 'model.safetensors', 'vocab.json']
+    """
+    path = pathlib.Path(path)
+    tensors = {name: _in_memory(array) for name, array in _named(model.config, model.params)}
+
+    def vocabulary() -> Vocabulary:
+        made: Vocabulary = model.tokenizer.vocabulary()
+        return made
+
+    write(Outgoing(model.config, tensors, None, vocabulary), path, format_of(path, format), dtype)
+    return path
+
+
+def format_of(path: pathlib.Path, format: str | None) -> str:
+    """The format that a destination asks for.
+
+    >>> format_of(pathlib.Path("gpt2.gguf"), None), format_of(pathlib.Path("gpt2"), None)
+    ('gguf', 'safetensors')
+    """
+    if format is None:
+        if path.suffix == ".safetensors":
+            raise ArgumentError(
+                f"{path}: name a directory, which gets model.safetensors and its config.json"
+            )
+        endings = {ending: name for name, ending in FORMATS.items() if ending}
+        return endings.get(path.suffix, "safetensors")
+    if format not in FORMATS:
+        raise ArgumentError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
+    return format
+
+
+def stored_kinds(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, str]:
+    """The type in which each array will be stored: its own if `dtype` is None.
+
+    Quantised ones become float32, which holds them exactly.
+    """
+    if dtype is not None and dtype not in KINDS:
+        raise ArgumentError(f"dtype must be one of {', '.join(KINDS)}, not {dtype!r}")
+    return {
+        name: KINDS[dtype] if dtype else tensor.dtype if tensor.dtype in FLOATS else "F32"
+        for name, tensor in tensors.items()
+    }
+
+
+def write(
+    outgoing: Outgoing,
+    path: pathlib.Path,
+    format: str,
+    dtype: str | None = None,
+    on_bytes: Callable[[int, int], None] = lambda count, total: None,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Write a model.
+
+    Parameters
+    ----------
+    outgoing : Outgoing
+    path : pathlib.Path
+        Must not exist.
+    format : str
+        A key of :data:`FORMATS`.
+    dtype : str, optional
+        A key of :data:`KINDS`; each array as it is stored now if None.
+    on_bytes : callable
+        Told after each piece how many more bytes were written, and how many there will be.
+
+    Returns
+    -------
+    tensors : dict of str to Tensor
+        The arrays as written: with the zero biases that some formats need.
+    kinds : dict of str to str
+        The type in which each was stored.
+
+    Raises
+    ------
+    CheckpointError, OutputError, ArgumentError
+        As for :func:`save`.
+    """
+    if not outgoing.config.bias and format != "npz":
+        outgoing = _with_zero_biases(outgoing)
+    config, tensors = outgoing.config, outgoing.tensors
+    if format in ("llm.c", "gguf"):
+        wanted = {"llm.c": ("float32", "bfloat16"), "gguf": ("float32",)}[format]
+        if dtype is None and format == "llm.c" and _all_are(tensors, "BF16"):
+            dtype = "bfloat16"
+        dtype = dtype or "float32"
+        if dtype not in wanted:
+            raise ArgumentError(f"{format} is written in {' or '.join(wanted)}, not {dtype!r}")
+    kinds = stored_kinds(tensors, dtype)
+    total = bytes_of(tensors, kinds)
+    require_room(path, total)
+
+    def advance(count: int) -> None:
+        on_bytes(count, total)
+
+    if format == "safetensors":
+        with new_directory(path) as directory:
+            _fill(directory, outgoing, kinds, advance)
+        return tensors, kinds
+    with new_file(path) as file:
+        if format == "npz":
+            from . import npz
+
+            npz.write(file, _config_json(outgoing, kinds), tensors, kinds, advance)
+        elif format == "llm.c":
+            from . import llmc
+
+            llmc.write(file, config, tensors, KINDS[dtype or "float32"], advance)
+        else:
+            from . import gguf
+
+            gguf.write(file, config, tensors, _vocabulary(outgoing), advance)
+    return tensors, kinds
+
+
+def bytes_of(tensors: Mapping[str, Tensor], kinds: Mapping[str, str]) -> int:
+    """Bytes that arrays take when they are stored in the types `kinds`."""
+    return sum(
+        math.prod(tensor.shape) * FLOATS[kinds[name]].itemsize for name, tensor in tensors.items()
+    )
+
+
+def _fill(
+    directory: pathlib.Path,
+    outgoing: Outgoing,
+    kinds: Mapping[str, str],
+    advance: Callable[[int], None],
+) -> None:
+    """The Hugging Face layout, under the names that transformers saves."""
+    names = {
+        name: name if name == "lm_head.weight" else f"transformer.{name}"
+        for name in outgoing.tensors
+    }
+    with (directory / "model.safetensors").open("xb") as file:
+        safetensors.write(
+            file,
+            {names[name]: tensor for name, tensor in outgoing.tensors.items()},
+            {names[name]: kind for name, kind in kinds.items()},
+            advance,
+        )
+    for new, old in _vocabulary_files(outgoing.directory).items():
+        shutil.copyfile(old, directory / new)
+    vocabulary = _vocabulary(outgoing)
+    has_one = (directory / "vocab.json").exists() or (directory / "tokenizer.json").exists()
+    if vocabulary is not None and not has_one:
+        numbers = {token: i for i, token in enumerate(vocabulary.tokens)}
+        merges = "".join(f"{merge}\n" for merge in vocabulary.merges)
+        _write_text(directory / "vocab.json", json.dumps(numbers, ensure_ascii=False))
+        _write_text(directory / "merges.txt", f"#version: 0.2\n{merges}")
+    (directory / "config.json").write_bytes(_config_json(outgoing, kinds))
+
+
+def _write_text(path: pathlib.Path, text: str) -> None:
+    path.write_bytes(text.encode())  # the same bytes on every system
+
+
+def _vocabulary_files(directory: pathlib.Path | None) -> dict[str, pathlib.Path]:
+    """The files of a vocabulary in a directory, under the names that transformers knows."""
+    found: dict[str, pathlib.Path] = {}
+    if directory is not None:
+        for name in (*VOCABULARY_FILES, *RENAMED):
+            if (directory / name).is_file():
+                found.setdefault(RENAMED.get(name, name), directory / name)
+    if found.keys() & {"vocab.json", "merges.txt"} == {"merges.txt"}:
+        del found["merges.txt"]  # half a vocabulary: the whole one will be written
+    return found
+
+
+def _vocabulary(outgoing: Outgoing) -> Vocabulary | None:
+    """The vocabulary of a model, or None if it has none that can be used."""
+    with contextlib.suppress(TokenizerError):
+        return outgoing.vocabulary() if outgoing.vocabulary else None
+    return None
+
+
+def _config_json(outgoing: Outgoing, kinds: Mapping[str, str]) -> bytes:
+    vocabulary = _vocabulary(outgoing)
+    end = None
+    if vocabulary is not None and "<|endoftext|>" in vocabulary.tokens:
+        end = vocabulary.tokens.index("<|endoftext|>")
+    dtypes = {kind: dtype for dtype, kind in KINDS.items()}
+    only = dtypes[next(iter(kinds.values()))] if len(set(kinds.values())) == 1 else None
+    fields = config_fields(outgoing.config, end, only)
+    return (json.dumps(fields, indent=2) + "\n").encode()
+
+
+def _with_zero_biases(outgoing: Outgoing) -> Outgoing:
+    """The same model for formats in which every array has a bias."""
+    config = dataclasses.replace(outgoing.config, bias=True)
+    tensors = {}
+    for name, (shape, _) in shapes(config).items():
+        tensors[name] = outgoing.tensors.get(name) or _zeros(
+            outgoing.tensors[name.replace(".bias", ".weight")].dtype, shape
+        )
+    return outgoing._replace(config=config, tensors=tensors)
+
+
+def _zeros(kind: str, shape: tuple[int, ...]) -> Tensor:
+    return Tensor(kind, shape, 0, lambda dtype: np.zeros(shape, dtype))
+
+
+def _in_memory(array: Array) -> Tensor:
+    kind = KINDS[array.dtype.name]
+    return Tensor(kind, array.shape, array.nbytes, lambda dtype: array.astype(dtype, copy=False))
+
+
+def _named(config: Config, params: Params) -> Iterator[tuple[str, Array]]:
+    """The arrays of a model under their names in files; the opposite of ``params.pack``."""
+    for name in shapes(config):
+        *path, last = name.split(".")
+        if name == "lm_head.weight":
+            yield name, params.head
+            continue
+        place: Any = params
+        for part in path:
+            place = place[int(part)] if part.isdigit() else getattr(place, part)
+        if not isinstance(place, np.ndarray):  # a norm (g, b) or a linear map (w, b)
+            place = place[0 if last == "weight" else 1]
+        yield name, place
+
+
+def _all_are(tensors: Mapping[str, Tensor], kind: str) -> bool:
+    return all(tensor.dtype == kind for tensor in tensors.values())
