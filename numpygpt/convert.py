@@ -19,7 +19,7 @@ from .checkpoints.arrays import Tensor, write_array
 from .checkpoints.detect import open_source
 from .checkpoints.reading import settle, without_tied_head
 from .checkpoints.saving import Outgoing, bytes_of, format_of, write
-from .errors import CheckpointWarning
+from .errors import CheckpointWarning, TokenizerError
 from .params import Config, shapes
 
 __all__ = ["Conversion", "Proof", "convert"]
@@ -133,13 +133,15 @@ def convert(
         warnings.warn(f"{path}: {text}", CheckpointWarning, stacklevel=2)
     held = without_tied_head(path, settled)
     tensors = {name: held[name] for name in shapes(settled.config)}
-    make = tokenizer_for(opened.directory, settled.config, opened.vocabulary)
-    outgoing = Outgoing(
-        settled.config,
-        tensors,
-        opened.directory,
-        None if make is None else lambda: make().vocabulary(),
-    )
+    vocabulary = None
+    try:
+        make = tokenizer_for(opened.directory, settled.config, opened.vocabulary)
+        vocabulary = make().vocabulary() if make else None
+    except TokenizerError as error:
+        told.append(f"its vocabulary cannot be used, and none is written: {error}")
+    # Files that lie beside a checkpoint with a vocabulary of its own are another model's.
+    beside = opened.directory if opened.vocabulary is None else None
+    outgoing = Outgoing(settled.config, tensors, beside, vocabulary)
     written, kinds = write(outgoing, target, format, dtype, on_bytes)
     return Conversion(
         path,

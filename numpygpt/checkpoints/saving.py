@@ -44,13 +44,13 @@ class Outgoing(NamedTuple):
     """A model on its way into a file.
 
     ``tensors`` are those that :func:`numpygpt.params.shapes` lists for the config; ``directory``
-    is where vocabulary files may lie; ``vocabulary`` makes the vocabulary, or is None.
+    is where vocabulary files may lie; ``vocabulary`` is None if there is none to be used.
     """
 
     config: Config
     tensors: dict[str, Tensor]
     directory: pathlib.Path | None = None
-    vocabulary: Callable[[], Vocabulary] | None = None
+    vocabulary: Vocabulary | None = None
 
 
 class Savable(Protocol):
@@ -105,11 +105,9 @@ def save(
     """
     path = pathlib.Path(path)
     tensors = {name: _in_memory(array) for name, array in _named(model.config, model.params)}
-
-    def vocabulary() -> Vocabulary:
-        made: Vocabulary = model.tokenizer.vocabulary()
-        return made
-
+    vocabulary = None
+    with contextlib.suppress(TokenizerError):  # a model without one
+        vocabulary = model.tokenizer.vocabulary()
     write(Outgoing(model.config, tensors, None, vocabulary), path, format_of(path, format), dtype)
     return path
 
@@ -211,7 +209,7 @@ def write(
         else:
             from . import gguf
 
-            gguf.write(file, config, tensors, _vocabulary(outgoing), advance)
+            gguf.write(file, config, tensors, outgoing.vocabulary, advance)
     return tensors, kinds
 
 
@@ -240,9 +238,10 @@ def _fill(
             {names[name]: kind for name, kind in kinds.items()},
             advance,
         )
-    for new, old in _vocabulary_files(outgoing.directory).items():
-        shutil.copyfile(old, directory / new)
-    vocabulary = _vocabulary(outgoing)
+    if outgoing.vocabulary is not None:  # files that cannot be used are not passed on
+        for new, old in _vocabulary_files(outgoing.directory).items():
+            shutil.copyfile(old, directory / new)
+    vocabulary = outgoing.vocabulary
     has_one = (directory / "vocab.json").exists() or (directory / "tokenizer.json").exists()
     if vocabulary is not None and not has_one:
         numbers = {token: i for i, token in enumerate(vocabulary.tokens)}
@@ -268,16 +267,8 @@ def _vocabulary_files(directory: pathlib.Path | None) -> dict[str, pathlib.Path]
     return found
 
 
-def _vocabulary(outgoing: Outgoing) -> Vocabulary | None:
-    """The vocabulary of a model, or None if it has none that can be used."""
-    with contextlib.suppress(TokenizerError):
-        return outgoing.vocabulary() if outgoing.vocabulary else None
-    return None
-
-
 def _config_json(outgoing: Outgoing, kinds: Mapping[str, str]) -> bytes:
-    vocabulary = _vocabulary(outgoing)
-    end = None
+    vocabulary, end = outgoing.vocabulary, None
     if vocabulary is not None and "<|endoftext|>" in vocabulary.tokens:
         end = vocabulary.tokens.index("<|endoftext|>")
     dtypes = {kind: dtype for dtype, kind in KINDS.items()}
