@@ -27,13 +27,13 @@ CONFIGS = {
     "one layer": nano(n_layer=1, n_head=1),
     "no filling needed": nano(vocab_size=256),
     "a quarter of small": nano(vocab_size=500, n_ctx=64, n_embd=192, n_layer=3, n_head=3),
-    "a quarter of xl": nano(vocab_size=129, n_ctx=32, n_embd=384, n_layer=12, n_head=6),
+    "twelve layers": nano(vocab_size=129, n_ctx=32, n_embd=96, n_layer=12, n_head=6),
 }
 
 # Largest difference as a fraction of the largest number of the same array. float64 rounds at
 # 1.1e-16, and sums over hundreds of products in a dozen blocks multiply that by a few dozen.
-# Measured: 5e-15. A transposed c_proj: over 0.1.
-TOLERANCE = 1e-12
+# Measured: 2e-15. With one c_proj transposed: 0.2 and more.
+TOLERANCE = 1e-13
 
 
 def gap(actual, expected) -> float:
