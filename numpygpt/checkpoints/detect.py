@@ -173,12 +173,15 @@ def _index(path: pathlib.Path) -> Source:
 
 
 def _shard(path: pathlib.Path) -> tuple[str, Mapping[str, Tensor]]:
-    if identify(path) == "PyTorch":
+    format = identify(path)
+    if format == "PyTorch":
         from .torch_files import TorchFile
 
         file = TorchFile(path)
         return file.format, file.tensors()
-    return "safetensors", SafetensorsFile(path).tensors()
+    if format != "safetensors":
+        raise CheckpointError(f"{path}: a shard in the format {format}, which numpygpt reads whole")
+    return format, SafetensorsFile(path).tensors()
 
 
 def _later(module: str) -> Callable[[pathlib.Path], Source]:

@@ -301,9 +301,7 @@ def _misfit(config: Config) -> str:
     """What llm.c would compute otherwise than `config` asks for, if there is anything."""
     for name, value in FIXED.items():
         asked = getattr(config, name)
-        if (
-            name == "layer_norm_epsilon"
-        ):  # a float32 in llm.c, and in formats that one may come from
+        if name == "layer_norm_epsilon":  # a float32 in llm.c, and in files that it may come from
             asked, value = np.float32(asked).item(), np.float32(value).item()
         if asked != value:
             return f"{name} = {getattr(config, name)!r}, but llm.c has {FIXED[name]!r} only"
