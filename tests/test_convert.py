@@ -153,6 +153,26 @@ def test_a_model_without_vocabulary_is_saved_without(tmp_path):
     assert json.loads((path / "config.json").read_text())["eos_token_id"] is None
 
 
+@pytest.mark.parametrize(
+    ("matrices", "rest", "told"),
+    [
+        (np.float16, np.float16, "float16"),
+        (np.uint16, np.uint16, "bfloat16"),
+        (np.float16, np.float32, "float32"),
+        (np.float16, np.uint16, "float32"),
+        (np.float32, np.float64, "float64"),
+    ],
+)
+def test_config_names_a_dtype_that_holds_every_array(tmp_path, matrices, rest, told):
+    """transformers turns everything into the one dtype, and would round what it does not hold."""
+    tensors = {
+        name: array.astype(matrices if array.ndim == 2 else rest)
+        for name, array in random_tensors(nano()).items()
+    }
+    convert(write_checkpoint(tmp_path / "source", nano(), tensors), tmp_path / "target")
+    assert json.loads((tmp_path / "target" / "config.json").read_text())["torch_dtype"] == told
+
+
 # -- vocabularies ------------------------------------------------------------------------------
 
 

@@ -135,7 +135,7 @@ def read_config(path: pathlib.Path) -> Config:
     return parse_config(read_fields(path), str(path))
 
 
-def config_fields(config: Config, end_of_text: int | None, dtype: str | None) -> dict[str, Any]:
+def config_fields(config: Config, end_of_text: int | None, dtype: str) -> dict[str, Any]:
     """The ``config.json`` under which transformers builds the same model.
 
     Parameters
@@ -143,8 +143,8 @@ def config_fields(config: Config, end_of_text: int | None, dtype: str | None) ->
     config : Config
     end_of_text : int or None
         The id with which texts begin and end.
-    dtype : str or None
-        The dtype of the weights, if they have one.
+    dtype : str
+        One that holds all weights without rounding; transformers loads them in it.
 
     Returns
     -------
@@ -161,5 +161,8 @@ def config_fields(config: Config, end_of_text: int | None, dtype: str | None) ->
     fields["n_positions"] = fields["n_ctx"]
     if config.bias:
         del fields["bias"]
-    fields |= {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
-    return fields | ({"torch_dtype": dtype} if dtype else {})
+    return fields | {
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "torch_dtype": dtype,
+    }

@@ -271,9 +271,11 @@ def _config_json(outgoing: Outgoing, kinds: Mapping[str, str]) -> bytes:
     vocabulary, end = outgoing.vocabulary, None
     if vocabulary is not None and "<|endoftext|>" in vocabulary.tokens:
         end = vocabulary.tokens.index("<|endoftext|>")
-    dtypes = {kind: dtype for dtype, kind in KINDS.items()}
-    only = dtypes[next(iter(kinds.values()))] if len(set(kinds.values())) == 1 else None
-    fields = config_fields(outgoing.config, end, only)
+    used = set(kinds.values())
+    # transformers turns every array into one dtype: this one, or that of the first array.
+    widest = used.pop() if len(used) == 1 else "F64" if "F64" in used else "F32"
+    dtype = next(name for name, kind in KINDS.items() if kind == widest)
+    fields = config_fields(outgoing.config, end, dtype)
     return (json.dumps(fields, indent=2) + "\n").encode()
 
 

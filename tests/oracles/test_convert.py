@@ -20,9 +20,8 @@ safetensors_numpy = pytest.importorskip("safetensors.numpy", reason="needs safet
 
 pytestmark = pytest.mark.oracle
 
-# Both sides compute in float64 from the same stored numbers. Measured: at most 2.2e-15 of the largest
-# logit;
-# rounding the arrays to bfloat16 moves the logits of the small models by 5e-3 of it.
+# Both sides compute in float64 from the same stored numbers. Measured: at most 2.2e-15 of the
+# largest logit; rounding the arrays to bfloat16 moves the logits of small models by 5e-3 of it.
 TOLERANCE = 1e-12
 
 
@@ -121,3 +120,37 @@ def test_numpy_opens_our_npz(tmp_path):
     with np.load(tmp_path / "x.npz") as held:
         assert held["wte.weight"].shape == (3072, 256)
         assert b"n_embd" in held["config.json"]
+
+
+FIXTURES = pathlib.Path(__file__).resolve().parent.parent / "fixtures"
+CHECKPOINTS = {
+    "OpenAI TensorFlow": ("openai", {}),
+    "Flax": ("flax/tied", {}),
+    "Flax, untied": ("flax/untied", {}),
+    "llm.c": ("llmc/model.bin", {}),
+    "llm.c, bfloat16": ("llmc/model_bf16.bin", {}),
+    "PyTorch zip": ("torch/hugging_face_zip", {}),
+    "PyTorch legacy": ("torch/hugging_face_legacy", {}),
+    "PyTorch shards": ("torch/hugging_face_shards", {}),
+    "nanoGPT": ("torch/nanogpt", {"activation_function": "gelu"}),
+    "build-nanogpt": ("torch/build_nanogpt", {"activation_function": "gelu_new"}),
+    "minGPT": ("torch/mingpt", {"n_head": 2}),
+    "minGPT before 2022": ("torch/mingpt_old", {"n_head": 2}),
+    "GGUF F16": ("gguf/F16.gguf", {}),
+    "GGUF Q8_0": ("gguf/Q8_0.gguf", {}),
+    "GGUF Q4_K": ("gguf/Q4_K.gguf", {}),
+}
+
+
+@pytest.mark.parametrize(("path", "config"), CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_every_format_ends_in_transformers_with_the_same_logits(tmp_path, path, config):
+    """The files were written by the tools themselves; their logits are tested with each reader."""
+    source = FIXTURES / path
+    done = convert(source, tmp_path / "target", config=config, proof=True)
+    assert all(array.before == array.after and array.rounding == 0 for array in done.proof)
+    ids = [3, 1, 4, 1, 5, 9, 2, 6]
+    assert compare(tmp_path / "target", ids) < TOLERANCE
+    expected = numpygpt.load(source, dtype="float64", config=config).logits(ids)
+    found = numpygpt.load(tmp_path / "target", dtype="float64").logits(ids)
+    # The order of memory may differ, and with it the order of BLAS's sums.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
