@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 import tracemalloc
@@ -447,6 +448,14 @@ def test_inspect_raises_where_there_is_nothing_to_look_at(tmp_path):
 
 def test_inspect_says_that_a_directory_is_empty(tmp_path):
     assert "empty" in inspect(tmp_path).problems[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+def test_a_config_that_is_a_pipe_is_refused_without_waiting(tmp_path):
+    (write(tmp_path, tensors()) / "config.json").unlink()
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match=r"config\.json: not a regular file"):
+        read(tmp_path)
 
 
 def test_a_config_that_is_a_directory_is_refused(tmp_path):

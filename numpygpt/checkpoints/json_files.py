@@ -38,9 +38,11 @@ def parse_json(text: bytes, source: str, kind: type[NumpyGPTError] = ConfigError
 def read_small(path: pathlib.Path, kind: type[NumpyGPTError] = ConfigError) -> bytes:
     """A file of at most 1 MiB, which every config and index of a GPT-2 is."""
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+            raise kind(f"{path}: not a regular file")
         with path.open("rb") as file:
             text = file.read(2**20 + 1)
-    except FileNotFoundError:
+    except (FileNotFoundError, NumpyGPTError):
         raise
     except OSError as error:
         raise kind(f"{path}: {error.strerror}") from None
