@@ -19,12 +19,10 @@ from typing import Any, Literal
 
 from .checkpoints.json_files import parse_json
 from .checkpoints.locate import weights_directory
-from .checkpoints.source import Vocabulary
+from .checkpoints.source import END_OF_TEXT, Vocabulary
 from .errors import TokenError, TokenizerError
 
 __all__ = ["END_OF_TEXT", "TextStream", "Tokenizer"]
-
-END_OF_TEXT = "<|endoftext|>"
 
 # How GPT-2 cuts text into words before it merges bytes: contractions, letters, digits, other
 # marks (each with one space before it), white space. The possessive forms (++) match what the

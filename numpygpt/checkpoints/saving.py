@@ -23,7 +23,7 @@ from . import safetensors
 from .arrays import FLOATS, Tensor
 from .atomic import new_directory, new_file, require_room
 from .config import config_fields
-from .source import Vocabulary
+from .source import END_OF_TEXT, Vocabulary
 
 __all__ = ["FORMATS", "KINDS", "Outgoing", "bytes_of", "format_of", "save", "stored_kinds", "write"]
 
@@ -269,8 +269,8 @@ def _vocabulary_files(directory: pathlib.Path | None) -> dict[str, pathlib.Path]
 
 def _config_json(outgoing: Outgoing, kinds: Mapping[str, str]) -> bytes:
     vocabulary, end = outgoing.vocabulary, None
-    if vocabulary is not None and "<|endoftext|>" in vocabulary.tokens:
-        end = vocabulary.tokens.index("<|endoftext|>")
+    if vocabulary is not None and END_OF_TEXT in vocabulary.tokens:
+        end = vocabulary.tokens.index(END_OF_TEXT)
     used = set(kinds.values())
     # transformers turns every array into one dtype: this one, or that of the first array.
     widest = used.pop() if len(used) == 1 else "F64" if "F64" in used else "F32"

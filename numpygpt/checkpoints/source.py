@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 
 from .arrays import Tensor
 
-__all__ = ["Assumption", "Source", "Vocabulary"]
+__all__ = ["END_OF_TEXT", "Assumption", "Source", "Vocabulary"]
+
+# The token that separates texts in GPT-2's training, and stands before the first.
+END_OF_TEXT = "<|endoftext|>"
 
 
 class Assumption(NamedTuple):
