@@ -31,7 +31,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,7 +39,7 @@ from ..errors import CheckpointError
 from ..params import Array, Config, check, shapes
 from .arrays import FLOATS, DataFile, Sink, Tensor, write_array
 from .names import LINEAR
-from .source import Source
+from .source import AS_OPENAI, Source
 
 __all__ = ["DebugState", "read", "read_debug_state", "write"]
 
@@ -62,15 +62,6 @@ STACKED = (
     "attn.c_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
     "mlp.c_proj.weight", "mlp.c_proj.bias",
 )  # fmt: skip
-
-# What llm.c computes, whatever the checkpoint.
-FIXED: dict[str, Any] = {
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "tie_word_embeddings": True,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-}
 
 
 class DebugState(NamedTuple):
@@ -115,7 +106,7 @@ def read(path: pathlib.Path) -> Source:
         "n_embd": stored.n_embd,
         "n_layer": stored.n_layer,
         "n_head": stored.n_head,
-        **FIXED,
+        **AS_OPENAI,
     }
     notes = ["matrices stored (out, in), as nn.Linear has them: transposed"]
     if surplus := stored.vocab_size - vocab_size:
@@ -292,19 +283,19 @@ def _described(path: pathlib.Path, header: list[int]) -> tuple[str, Config, int]
             f"{path}: a token table of {rows} rows does not fit a vocabulary of {vocab_size}"
         )
     stored = Config(
-        vocab_size=rows, n_ctx=n_ctx, n_embd=n_embd, n_layer=n_layer, n_head=n_head, **FIXED
+        vocab_size=rows, n_ctx=n_ctx, n_embd=n_embd, n_layer=n_layer, n_head=n_head, **AS_OPENAI
     )
     return KINDS[version], stored, vocab_size
 
 
 def _misfit(config: Config) -> str:
     """What llm.c would compute otherwise than `config` asks for, if there is anything."""
-    for name, value in FIXED.items():
+    for name, value in AS_OPENAI.items():
         asked = getattr(config, name)
         if name == "layer_norm_epsilon":  # a float32 in llm.c, and in files that it may come from
             asked, value = np.float32(asked).item(), np.float32(value).item()
         if asked != value:
-            return f"{name} = {getattr(config, name)!r}, but llm.c has {FIXED[name]!r} only"
+            return f"{name} = {getattr(config, name)!r}, but llm.c has {AS_OPENAI[name]!r} only"
     if config.mlp_dim != 4 * config.n_embd:
         return f"n_inner = {config.n_inner}, but llm.c has 4 n_embd = {4 * config.n_embd} only"
     return ""

@@ -14,26 +14,16 @@ from __future__ import annotations
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from ..errors import CheckpointError, ConfigError
 from ..params import listing
 from .arrays import Tensor
 from .json_files import parse_json, read_small
 from .names import sizes
-from .source import Source
+from .source import AS_OPENAI, Source
 from .tensor_bundle import read_bundle
 
 __all__ = ["read"]
-
-# What OpenAI's code computes, whatever the checkpoint.
-FIXED: dict[str, Any] = {
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "tie_word_embeddings": True,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-}
 
 # The keys of hparams.json, in the words of config.json.
 HPARAMS = {
@@ -84,7 +74,7 @@ def read(path: pathlib.Path) -> Source:
     told = _hparams(path.with_name("hparams.json"))
     if told is None:
         notes.append("no hparams.json: sizes are those of the arrays")
-    fields = {**sizes(tensors), **FIXED, **(told or {})}
+    fields = {**sizes(tensors), **AS_OPENAI, **(told or {})}
     return Source("OpenAI TensorFlow", path.parent, tensors, fields, notes=notes)
 
 

@@ -9,10 +9,19 @@ from typing import Any, NamedTuple
 
 from .arrays import Tensor
 
-__all__ = ["END_OF_TEXT", "Assumption", "Source", "Vocabulary"]
+__all__ = ["AS_OPENAI", "END_OF_TEXT", "Assumption", "Source", "Vocabulary"]
 
 # The token that separates texts in GPT-2's training, and stands before the first.
 END_OF_TEXT = "<|endoftext|>"
+
+# What OpenAI's code computes, and every program that runs OpenAI's models only.
+AS_OPENAI: dict[str, Any] = {
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+}
 
 
 class Assumption(NamedTuple):
