@@ -142,6 +142,8 @@ def inspect(path: pathlib.Path, config: Mapping[str, Any] | None = None) -> Repo
         report.problems.append(str(error))
     report.format, report.tensors = source.format, source.tensors
     report.directory, report.vocabulary = source.directory, source.vocabulary
+    if report.problems and not (report.directory / "config.json").exists():
+        return report  # one problem hides the other
     try:
         report.config = _config(path, source, config or {})
         report.notes = [*source.notes, *_assumptions(source, config or {})]
