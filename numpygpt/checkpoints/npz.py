@@ -7,7 +7,9 @@ the Hugging Face layout can be read.
 from __future__ import annotations
 
 import io
+import math
 import pathlib
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import BinaryIO
@@ -24,6 +26,13 @@ from .source import Source
 __all__ = ["is_npz", "read", "write"]
 
 KINDS = {dtype: kind for kind, dtype in FLOATS.items() if kind != "BF16"}
+
+# What stands before the numbers of an array, and how much of it is looked at; it has 118 bytes.
+HEADER = re.compile(
+    rb"\{ *'descr': *'([^']*)', *'fortran_order': *(True|False), "
+    rb"*'shape': *\(([0-9, ]{0,200})\),? *\} *\n"
+)
+LONGEST_HEADER = 2**12
 
 
 def is_npz(archive: StoredZip) -> bool:
@@ -115,37 +124,37 @@ def _info(name: str) -> zipfile.ZipInfo:
 
 
 def _tensor(archive: StoredZip, name: str, member: Member) -> Tensor:
-    """The description of one member, whose header NumPy itself reads."""
-    path = archive.file.path
-    # NumPy's own limit on a header is 10,000 characters.
-    head = io.BytesIO(archive.file.map[member.start : member.start + min(member.size, 2**14)])
-    try:
-        version = np.lib.format.read_magic(head)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(head)
-        else:
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(head)
-    except (ValueError, TypeError, OSError, SyntaxError) as error:
-        raise CheckpointError(
-            f"{path}: {name[:80]!r} is no NumPy array: {str(error)[:120]}"
-        ) from None
-    kind = KINDS.get(dtype)
+    """The description of one member.
+
+    NumPy's own reader of the header takes it for a Python expression; on damaged ones it fails in
+    ways that depend on the version of Python. Every writer spells it as :data:`HEADER`.
+    """
+    path, label = archive.file.path, repr(name[:80])
+    head = archive.file.map[member.start : member.start + min(member.size, LONGEST_HEADER)]
+    digits = 2 if head[6:7] == b"\1" else 4  # in which the length of the header is told
+    begin = 8 + digits
+    stop = begin + int.from_bytes(head[8:begin], "little")
+    match = HEADER.fullmatch(head[begin:stop])
+    if not head.startswith(b"\x93NUMPY") or stop > len(head) or match is None:
+        raise CheckpointError(f"{path}: {label} is no NumPy array, or a damaged one")
+    told = match[1].decode("latin-1")
+    kind = next((kind for dtype, kind in KINDS.items() if dtype.str == told), None)
     if kind is None:
         raise CheckpointError(
-            f"{path}: {name[:80]!r} is {dtype}; expected one of {', '.join(map(str, KINDS))}"
+            f"{path}: {label} is {told[:20]!r}; expected one of "
+            f"{', '.join(dtype.str for dtype in KINDS)}"
         )
-    steps: list[int] = []
-    count = 1
-    for size in shape:
-        if not 0 <= size < 2**48 or len(shape) > 8:
-            raise CheckpointError(f"{path}: {name[:80]!r} has an impossible shape")
-        steps.append(count)
-        count *= size
-    if head.tell() + count * dtype.itemsize != member.size:
+    told_sizes = [size.strip() for size in match[3].removesuffix(b",").split(b",") if match[3]]
+    sizes = [int(size) for size in told_sizes if size.isdigit() and len(size) <= 15]
+    if len(sizes) > 8 or len(sizes) != len(told_sizes):
+        raise CheckpointError(f"{path}: {label} has an impossible shape")
+    needed = math.prod(sizes) * FLOATS[kind].itemsize
+    if stop + needed != member.size:
         raise CheckpointError(
-            f"{path}: {name[:80]!r} has {member.size - head.tell()} bytes of numbers, expected "
-            f"{count * dtype.itemsize} for the shape {shape}"
+            f"{path}: {label} has {member.size - stop} bytes of numbers, expected {needed} for "
+            f"the shape {tuple(sizes)}"
         )
-    return archive.file.tensor(
-        kind, member.start + head.tell(), shape, tuple(steps) if fortran else None
-    )
+    strides = tuple(math.prod(sizes[:axis]) for axis in range(len(sizes)))
+    in_columns = match[2] == b"True" and len(sizes) > 1
+    start = member.start + stop
+    return archive.file.tensor(kind, start, tuple(sizes), strides if in_columns else None)
