@@ -98,6 +98,17 @@ def test_a_checkpoint_in_the_working_directory_wins_over_a_bundled_one(package, 
     assert checkpoints.find("demo").resolve() == here / "demo"
 
 
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "ckpt.pt", "model.ckpt.index", "x.gguf", "flax_model.msgpack"]
+)
+def test_a_directory_with_another_format_wins_over_a_known_name(package, here, name):
+    (here / "gpt2").mkdir()
+    with pytest.raises(ModelNotFoundError, match="not on this machine"):
+        checkpoints.find("gpt2")
+    (here / "gpt2" / name).touch()
+    assert checkpoints.find("gpt2").resolve() == here / "gpt2"
+
+
 @pytest.mark.parametrize("kind", [str, pathlib.Path])
 def test_directories_and_files_are_found_as_they_are(tmp_path, kind):
     directory = write_checkpoint(tmp_path / "model", nano())

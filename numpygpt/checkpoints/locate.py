@@ -7,6 +7,7 @@ import os
 import pathlib
 
 from ..errors import ModelNotFoundError
+from .detect import ENDINGS
 
 __all__ = ["bundled", "find", "weights_directory"]
 
@@ -97,7 +98,9 @@ def _find(text: str, path: pathlib.Path) -> pathlib.Path:
 
 def _holds_a_model(path: pathlib.Path) -> bool:
     """Whether a path that has the name of a known model really is one."""
-    return path.is_file() or (path / "config.json").exists() or any(path.glob("*.safetensors"))
+    return path.is_file() or any(
+        file.name == "config.json" or file.suffix in (*ENDINGS, ".index") for file in path.iterdir()
+    )
 
 
 def _repositories(name: str) -> list[str]:
