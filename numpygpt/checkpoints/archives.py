@@ -53,8 +53,9 @@ class StoredZip:
                 end = archive.start_dir
         except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OSError) as why:
             raise CheckpointError(f"{path}: truncated or damaged zip archive: {why}") from None
-        for info, following in zip(infos, [*infos[1:], None], strict=True):
-            limit = end if following is None else following.header_offset
+        # A member ends before the next one, or before the directory.
+        limits = [*(info.header_offset for info in infos), end][1:]
+        for info, limit in zip(infos, limits, strict=True):
             if info.filename in self.members:
                 raise CheckpointError(f"{path}: {info.filename[:80]!r} stands in it twice")
             if info.is_dir():
