@@ -89,19 +89,23 @@ class Config:
         for name in sizes + ["n_inner"] * (self.n_inner is not None):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-                raise ConfigError(f"config: {name} must be a positive integer, not {value!r}")
+                raise ConfigError(
+                    f"config: {name} must be a positive integer, not {shown(repr(value))}"
+                )
         if self.n_embd % self.n_head:
             raise ConfigError(
                 f"config: n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}"
             )
         eps = self.layer_norm_epsilon
         if not isinstance(eps, int | float) or isinstance(eps, bool) or not 0 <= eps < 1:
-            raise ConfigError(f"config: layer_norm_epsilon must be in [0, 1), not {eps!r}")
+            raise ConfigError(
+                f"config: layer_norm_epsilon must be in [0, 1), not {shown(repr(eps))}"
+            )
         if not isinstance(self.activation_function, str) or (
             self.activation_function not in ACTIVATIONS
         ):
             raise ConfigError(
-                f"config: unknown activation_function {self.activation_function!r}; "
+                f"config: unknown activation_function {shown(repr(self.activation_function))}; "
                 f"known are {', '.join(sorted(ACTIVATIONS))}"
             )
         for name in (
@@ -112,7 +116,7 @@ class Config:
         ):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(
-                    f"config: {name} must be true or false, not {getattr(self, name)!r}"
+                    f"config: {name} must be true or false, not {shown(repr(getattr(self, name)))}"
                 )
 
     @property
@@ -319,6 +323,17 @@ def pack(config: Config, tensors: Mapping[str, Any]) -> Params:
     )
 
 
+def shown(value: object, most: int = 80) -> str:
+    r"""A name or value from a file as a message can show it: short, printable.
+
+    >>> shown("h.0.ln_1.b"), shown("\x1b[2J\n"), shown("x" * 100, most=5)
+    ('h.0.ln_1.b', '\\x1b[2J\\n', 'xxxxx...')
+    """
+    text = str(value)
+    cut = text[:most] + ("..." if len(text) > most else "")
+    return cut if cut.isprintable() else ascii(cut)[1:-1]
+
+
 def listing(names: list[str], most: int = 4) -> str:
     """The first few names, and how many more there are.
 
@@ -326,4 +341,4 @@ def listing(names: list[str], most: int = 4) -> str:
     'a, b and 1 more'
     """
     rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(map(shown, names[:most])) + (f" and {rest} more" if rest > 0 else "")

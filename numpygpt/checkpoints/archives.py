@@ -9,6 +9,7 @@ import zipfile
 from typing import NamedTuple
 
 from ..errors import CheckpointError
+from ..params import shown
 from .arrays import DataFile
 
 __all__ = ["Member", "StoredZip"]
@@ -52,12 +53,19 @@ class StoredZip:
                 infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
                 end = archive.start_dir
         except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OSError) as why:
-            raise CheckpointError(f"{path}: truncated or damaged zip archive: {why}") from None
+            raise CheckpointError(
+                f"{path}: truncated or damaged zip archive: {shown(why)}"
+            ) from None
+        if infos and infos[0].header_offset < 0:
+            raise CheckpointError(f"{path}: a member of the archive lies before its beginning")
+        # NumPy and torch leave no comment there, so the directory's end is that of the file.
+        if self.file.map[-22:-18] != b"PK\5\6":
+            raise CheckpointError(f"{path}: bytes behind the archive that belong to nothing")
         # A member ends before the next one, or before the directory.
         limits = [*(info.header_offset for info in infos), end][1:]
         for info, limit in zip(infos, limits, strict=True):
             if info.filename in self.members:
-                raise CheckpointError(f"{path}: {info.filename[:80]!r} stands in it twice")
+                raise CheckpointError(f"{path}: {shown(info.filename)!r} stands in it twice")
             if info.is_dir():
                 continue
             self.members[info.filename] = self._member(info, limit)
@@ -72,15 +80,16 @@ class StoredZip:
         """
         member = self.members.get(name)
         if member is None:
-            raise CheckpointError(f"{self.file.path}: has no member {name[:80]!r}")
+            raise CheckpointError(f"{self.file.path}: has no member {shown(name)!r}")
         if member.size > most:
             raise CheckpointError(
-                f"{self.file.path}: {name[:80]!r} has {member.size} bytes, expected at most {most}"
+                f"{self.file.path}: {shown(name)!r} has {member.size} bytes, expected at most "
+                f"{most}"
             )
         return self.file.map[member.start : member.start + member.size]
 
     def _member(self, info: zipfile.ZipInfo, limit: int) -> Member:
-        path, name = self.file.path, repr(info.filename[:80])
+        path, name = self.file.path, repr(shown(info.filename))
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             raise CheckpointError(
                 f"{path}: {name} is compressed or encrypted; unpack the archive and pack it "

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError, ModelNotFoundError
-from ..params import Config
+from ..params import Config, shown
 from .json_files import parse_json, read_small
 
 __all__ = ["config_fields", "parse_config", "read_config", "read_fields"]
@@ -81,25 +81,27 @@ def parse_config(fields: Mapping[str, Any], source: str = "config") -> Config:
     rest = dict(fields)
     kind = rest.pop("model_type", "gpt2")
     if kind != "gpt2":
-        raise ConfigError(f"{source}: model_type is {kind!r}, and numpygpt runs only 'gpt2'")
+        raise ConfigError(
+            f"{source}: model_type is {shown(repr(kind))}, and numpygpt runs only 'gpt2'"
+        )
     names = rest.get("architectures") or []
     if not isinstance(names, list) or not all(str(n).startswith("GPT2") for n in names):
-        raise ConfigError(f"{source}: architectures is {names!r}, expected a GPT2 class")
+        raise ConfigError(f"{source}: architectures is {shown(repr(names))}, expected a GPT2 class")
     for name, inert in INERT.items():
         if rest.pop(name, None) not in inert:
             raise ConfigError(
-                f"{source}: {name} = {fields[name]!r} changes the model, and numpygpt has no "
-                f"support for it"
+                f"{source}: {name} = {shown(repr(fields[name]))} changes the model, and numpygpt "
+                f"has no support for it"
             )
     sizes = [(name, rest.pop(name)) for name in ("n_positions", "n_ctx") if name in rest]
     if len({repr(size) for _, size in sizes}) > 1:
-        raise ConfigError(f"{source}: n_positions and n_ctx disagree: {dict(sizes)}")
+        raise ConfigError(f"{source}: n_positions and n_ctx disagree: {shown(dict(sizes))}")
     values = {name: rest.pop(name) for name in FIELDS & rest.keys()}
     unknown = sorted(rest.keys() - HARMLESS)
     if unknown:
         raise ConfigError(
-            f"{source}: unknown field {unknown[0]!r} = {str(rest[unknown[0]])[:60]}; numpygpt "
-            f"refuses what it does not know, because it may change the model"
+            f"{source}: unknown field {shown(repr(unknown[0]))} = {shown(rest[unknown[0]])}; "
+            f"numpygpt refuses what it does not know, because it may change the model"
         )
     if sizes:
         values["n_ctx"] = sizes[0][1]

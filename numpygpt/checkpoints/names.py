@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from ..params import Array
+from ..params import Array, shown
 from .arrays import Tensor
 
 __all__ = ["LINEAR", "MASK_BUFFER", "canonical", "joined", "sizes"]
@@ -82,7 +82,8 @@ def canonical(stored: Mapping[str, Tensor], source: object) -> tuple[dict[str, T
         name = next(key[len(p) :] for p in (*prefixes, "") if key.startswith(p))
         if name in tensors:
             raise CheckpointError(
-                f"{source}: {name} stands in it twice, as {keys[name]} and as {key}"
+                f"{source}: {shown(name)} stands in it twice, as {shown(keys[name])} and as "
+                f"{shown(key)}"
             )
         tensors[name], keys[name] = tensor, key
     if not _stored_out_in(tensors):
@@ -153,9 +154,13 @@ def _stored_out_in(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _turned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The matrices that :data:`LINEAR` names, transposed."""
+    """The matrices that :data:`LINEAR` names, transposed; what was one tensor stays one."""
+    turned: dict[int, Tensor] = {}
+    for name, tensor in tensors.items():
+        if LINEAR.fullmatch(name) and id(tensor) not in turned:
+            turned[id(tensor)] = tensor.transposed()
     return {
-        name: tensor.transposed() if LINEAR.fullmatch(name) else tensor
+        name: turned[id(tensor)] if LINEAR.fullmatch(name) else tensor
         for name, tensor in tensors.items()
     }
 
@@ -173,14 +178,17 @@ def _old_mingpt(
                 name = match.expand(now)
                 break
         if name in tensors:
-            raise CheckpointError(f"{source}: {name} stands in it twice")
+            raise CheckpointError(f"{source}: {shown(name)} stands in it twice")
         tensors[name] = tensor
     positions = tensors.get("wpe.weight")
     if positions is not None and len(positions.shape) == 3 and positions.shape[0] == 1:
         tensors["wpe.weight"] = positions.reshaped(*positions.shape[1:])
+    wholes: dict[tuple[int, ...], Tensor] = {}
     for key in [name for name in tensors if ".attn.query." in name]:
         parts = [key.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-        if all(part in tensors and tensors[part].shape == tensors[key].shape for part in parts):
-            whole = joined([tensors.pop(part) for part in parts], axis=0)
+        shape = tensors[key].shape
+        if shape and all(part in tensors and tensors[part].shape == shape for part in parts):
+            held = [tensors.pop(part) for part in parts]
+            whole = wholes.setdefault(tuple(map(id, held)), joined(held, axis=0))
             tensors[key.replace(".query.", ".c_attn.")] = whole
     return _turned(tensors), ["separate q, k and v joined; matrices stored (out, in): transposed"]

@@ -135,7 +135,8 @@ def _tensor(archive: StoredZip, name: str, member: Member) -> Tensor:
     begin = 8 + digits
     stop = begin + int.from_bytes(head[8:begin], "little")
     match = HEADER.fullmatch(head[begin:stop])
-    if not head.startswith(b"\x93NUMPY") or stop > len(head) or match is None:
+    sound = head[:6] == b"\x93NUMPY" and head[6:7] in (b"\1", b"\2", b"\3")
+    if not sound or stop > len(head) or match is None:
         raise CheckpointError(f"{path}: {label} is no NumPy array, or a damaged one")
     told = match[1].decode("latin-1")
     kind = next((kind for dtype, kind in KINDS.items() if dtype.str == told), None)

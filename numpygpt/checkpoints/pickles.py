@@ -3,8 +3,8 @@
 A pickle is a program for a small stack machine; ``pickle.load`` lets it call any function that it
 names. The interpreter here knows only the instructions that torch.save writes and only the names
 below. What a name would build becomes a description (:class:`StoredTensor`, :class:`Record`) made
-by this module; any other name or instruction ends in an error. ``pickletools`` of the standard
-library cuts the bytes into instructions; it executes none.
+by this module; any other name or instruction ends in an error. The standard library's tables of
+instructions (``pickletools``) tell what stands behind each; they execute nothing.
 
 References
 ----------
@@ -19,12 +19,27 @@ from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
 
-__all__ = ["ITEM_BYTES", "Global", "Record", "Storage", "StoredTensor", "Stream", "interpret"]
+__all__ = [
+    "ITEM_BYTES",
+    "Budget",
+    "Global",
+    "Record",
+    "Storage",
+    "StoredTensor",
+    "Stream",
+    "interpret",
+]
 
 # gpt2-xl with its optimiser takes 60,000 instructions in 1 MB. A quarter of a million become at
 # most 40 MB of Python objects (measured: an empty dict each, remembered).
 MOST_INSTRUCTIONS = 2**18
 MOST_BYTES = 2**22
+# Instructions that move many objects at once may move so many in all: ten times those there are.
+MOST_MOVES = 10 * MOST_INSTRUCTIONS
+# A checkpoint asks for about ten names; the longest of those below has 43 letters.
+MOST_NAMES, LONGEST_NAME = 100, 80
+# The functions below have up to 7 arguments.
+MOST_ARGUMENTS = 10
 
 # Storage classes: the name of their type, and bytes for each element.
 STORAGES = {
@@ -88,8 +103,16 @@ class Record(NamedTuple):
     fields: dict[Any, Any]
 
 
+class Budget:
+    """What may still be spent on the pickles of one file."""
+
+    def __init__(self) -> None:
+        self.instructions = MOST_INSTRUCTIONS
+        self.moves = MOST_MOVES
+
+
 class Stream:
-    """A part of a buffer as the kind of file that ``pickletools`` reads.
+    """A part of a buffer as the kind of file that the tables of ``pickletools`` read.
 
     Parameters
     ----------
@@ -119,7 +142,9 @@ class Stream:
         return self.read(window.find(b"\n") + 1 or len(window))
 
 
-def interpret(stream: Stream, source: object) -> tuple[Any, list[str]]:
+def interpret(
+    stream: Stream, source: object, budget: Budget | None = None
+) -> tuple[Any, list[str]]:
     """The object that a pickle describes.
 
     Parameters
@@ -128,6 +153,8 @@ def interpret(stream: Stream, source: object) -> tuple[Any, list[str]]:
         Left behind the pickle's last byte.
     source : object
         Names the file in messages.
+    budget : Budget, optional
+        To be shared by the pickles of one file.
 
     Returns
     -------
@@ -154,41 +181,54 @@ def interpret(stream: Stream, source: object) -> tuple[Any, list[str]]:
     numpygpt.errors.CheckpointError: example: its pickle asks for builtins.print, ...
     """
     try:
-        return _Machine(source).run(stream)
+        return _Machine(source, budget or Budget()).run(stream)
     except (IndexError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
-            f"{source}: damaged pickle before byte {stream.tell()}: {str(error)[:120]}"
+            f"{source}: damaged pickle before byte {stream.tell()}: {str(error)[:120]!a}"
         ) from None
 
 
 class _Machine:
     """The stack, the memo, and one method for each group of instructions."""
 
-    def __init__(self, source: object):
+    def __init__(self, source: object, budget: Budget):
         self.source = source
+        self.budget = budget
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.names: dict[str, None] = {}
 
     def run(self, stream: Stream) -> tuple[Any, list[str]]:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
-            if count >= MOST_INSTRUCTIONS:
-                raise self.refusal(f"has over {MOST_INSTRUCTIONS} instructions")
+        while True:
+            opcode = OPCODES.get(stream.read(1))
+            if opcode is None:
+                raise self.refusal(
+                    f"has an unknown instruction, or no end, at byte {stream.tell()}"
+                )
             if opcode.name == "STOP":
                 return self.stack.pop(), list(self.names)
-            if opcode.name in PUSHES:
+            action = ACTIONS.get(opcode.name)
+            if action is None and opcode.name not in PUSHES:
+                raise self.refusal(
+                    f"has the instruction {opcode.name}, which torch.save never writes"
+                )
+            self.budget.instructions -= 1
+            if self.budget.instructions < 0:
+                raise self.refusal(f"has over {MOST_INSTRUCTIONS} instructions")
+            argument = self.argument(opcode, stream)
+            if action is None:
                 self.push(argument)
             else:
-                action = ACTIONS.get(opcode.name)
-                if action is None:
-                    raise self.refusal(
-                        f"has the instruction {opcode.name}, which torch.save never writes"
-                    )
                 action(self, argument)
-        raise self.refusal("has no end")
+
+    def argument(self, opcode: pickletools.OpcodeInfo, stream: Stream) -> Any:
+        """What stands behind an instruction: a number or text, or None."""
+        if opcode.name == "GLOBAL":  # for which pickletools would follow escapes
+            return stream.readline()[:-1].decode("ascii"), stream.readline()[:-1].decode("ascii")
+        return None if opcode.arg is None else opcode.arg.reader(stream)  # type: ignore[arg-type]
 
     def refusal(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.source}: its pickle {what}; nothing in it was executed")
@@ -198,9 +238,15 @@ class _Machine:
             raise self.refusal("holds an integer that no tensor needs")
         self.stack.append(value)
 
+    def spend(self, moves: int) -> None:
+        self.budget.moves -= moves
+        if self.budget.moves < 0:
+            raise self.refusal("moves the same objects again and again")
+
     def pop_to_mark(self) -> list[Any]:
         start = self.marks.pop()
         items = self.stack[start:]
+        self.spend(len(items))
         del self.stack[start:]
         return items
 
@@ -221,21 +267,26 @@ class _Machine:
         if type(target) is not dict or len(items) % 2:
             raise self.refusal("sets items of what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Other keys, such as tuples in tuples, can take exponential time to hash.
+            # Tuples in tuples can take exponential time to hash, and large integers can all have
+            # the same hash.
             if type(key) not in (str, int):
                 raise self.refusal(f"has a key that is a {type(key).__name__}")
+            if type(key) is int and not -(2**32) < key < 2**32:
+                raise self.refusal("has a key that is a large integer")
             target[key] = value
 
     def find(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise self.refusal("names a global by something else than text")
+        if len(module) + len(name) > LONGEST_NAME or len(self.names) >= MOST_NAMES:
+            raise self.refusal(f"asks for {module[:40]!a} and more, which no checkpoint does")
         found = Global(module, name)
+        if not str(found).isascii() or not str(found).isprintable():
+            raise self.refusal(f"asks for {str(found)!a}, which is no name")
         if name not in RECORDS and str(found) not in INERT and str(found) not in BUILDERS:
             storage = module in ("torch", "torch.storage") and name in STORAGES
             if not storage and str(found) not in ("torch.Tensor", "torch.nn.parameter.Parameter"):
-                raise self.refusal(
-                    f"asks for {str(found)[:120]}, which is not needed to describe tensors"
-                )
+                raise self.refusal(f"asks for {found}, which is not needed to describe tensors")
         self.names[str(found)] = None
         self.stack.append(found)
 
@@ -243,6 +294,8 @@ class _Machine:
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, Global) or type(arguments) is not tuple:
             raise self.refusal("calls what is no function")
+        if len(arguments) > MOST_ARGUMENTS:
+            raise self.refusal(f"gives {len(arguments)} arguments to {function}")
         self.stack.append(self.build(function, arguments))
 
     def build(self, function: Global, arguments: tuple[Any, ...]) -> Any:
@@ -258,7 +311,8 @@ class _Machine:
             raise self.refusal(f"calls {function}")
         if str(function) == "torch._tensor._rebuild_from_type_v2":
             inner, _, inner_arguments, _ = arguments
-            if not isinstance(inner, Global) or type(inner_arguments) is not tuple:
+            sound = isinstance(inner, Global) and type(inner_arguments) is tuple
+            if not sound or len(inner_arguments) > MOST_ARGUMENTS:
                 raise self.refusal("rebuilds something else than a tensor")
             if str(inner) == str(function):  # which could go on for ever
                 raise self.refusal("rebuilds itself")
@@ -270,6 +324,7 @@ class _Machine:
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, Record) and type(state) is dict:
+            self.spend(len(state))
             target.fields.update(state)
         elif type(target) is not dict and not isinstance(target, Record | StoredTensor):
             raise self.refusal("sets the state of what has none")
@@ -277,7 +332,7 @@ class _Machine:
     def find_storage(self) -> None:
         match self.stack.pop():
             case ("storage", Global(name=name), str(key), str(), int(length), *more) if (
-                name in STORAGES and len(more) <= 1
+                name in STORAGES and len(more) <= 1 and type(length) is int
             ):
                 first = 0
                 match more:
@@ -296,14 +351,24 @@ class _Machine:
                 raise self.refusal("refers to something that is no storage")
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> StoredTensor:
+def _tensor(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    requires_grad: Any = False,
+    hooks: Any = None,
+    metadata: Any = None,
+) -> StoredTensor:
     """``torch._utils._rebuild_tensor_v2``; gradients and hooks are of no interest."""
-    numbers = (offset, *shape, *strides)
     sound = isinstance(storage, Storage) and type(shape) is type(strides) is tuple
     if not sound or len(shape) != len(strides) or len(shape) > 8:
         raise ValueError("a tensor that is none")
+    numbers = (offset, *shape, *strides)
     if not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
         raise ValueError("a tensor with an impossible shape, stride or offset")
+    if metadata:  # that it is to be negated, or conjugated
+        raise ValueError("a view with other values than its storage; save a clone of it")
     return StoredTensor(storage, offset, shape, strides)
 
 
@@ -327,6 +392,8 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch._tensor._rebuild_from_type_v2": _parameter,
 }
+
+OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 
 # Instructions whose argument is the value.
 PUSHES = {
@@ -362,7 +429,7 @@ ACTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     "MEMOIZE": _remember,
     "BINGET": lambda machine, index: machine.push(machine.memo[index]),
     "LONG_BINGET": lambda machine, index: machine.push(machine.memo[index]),
-    "GLOBAL": lambda machine, names: machine.find(*names.split(" ", 1)),
+    "GLOBAL": lambda machine, names: machine.find(*names),
     "STACK_GLOBAL": lambda machine, _: machine.find(machine.stack.pop(-2), machine.stack.pop()),
     "REDUCE": lambda machine, _: machine.reduce(),
     "NEWOBJ": lambda machine, _: machine.reduce(),

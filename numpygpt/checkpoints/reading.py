@@ -100,7 +100,13 @@ def read(
     settled = settle(path, source, config or {})
     for text in settled.doubtful:
         warnings.warn(f"{path}: {text}", CheckpointWarning, stacklevel=2)
-    tensors = {name: t.read(dtype) for name, t in without_tied_head(path, settled).items()}
+    # What is one tensor in the file is read once, whatever its names.
+    arrays: dict[int, Array] = {}
+    tensors: dict[str, Array] = {}
+    for name, tensor in without_tied_head(path, settled).items():
+        if id(tensor) not in arrays:
+            arrays[id(tensor)] = tensor.read(dtype)
+        tensors[name] = arrays[id(tensor)]
     odd = [name for name, array in tensors.items() if not _finite(array)]
     if odd:
         warnings.warn(

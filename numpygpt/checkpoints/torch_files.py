@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from ..params import Array, listing
+from ..params import Array, listing, shown
 from .archives import StoredZip
 from .arrays import FLOATS, DataFile, Tensor
 from .names import canonical, sizes
-from .pickles import ITEM_BYTES, Record, StoredTensor, Stream, interpret
+from .pickles import ITEM_BYTES, Budget, Record, StoredTensor, Stream, interpret
 from .source import Assumption, Source
 
 __all__ = ["TorchFile", "read"]
@@ -69,13 +69,14 @@ class TorchFile:
     def __init__(self, path: pathlib.Path):
         self.path = path
         self.names: list[str] = []
-        self._tensors: dict[StoredTensor, Tensor] = {}
+        # By what describes them, as text: tuples of numbers can be made to have the same hash.
+        self._tensors: dict[str, Tensor] = {}
         # Storage key -> first byte, and bytes.
         self._blocks: dict[str, tuple[int, int]] = {}
         with path.open("rb") as file:
-            zipped = file.read(4) == b"PK\3\4"
-        self.format = "PyTorch (zip)" if zipped else "PyTorch (legacy)"
-        (self._open_zip if zipped else self._open_legacy)()
+            self._zipped = file.read(4) == b"PK\3\4"
+        self.format = "PyTorch (zip)" if self._zipped else "PyTorch (legacy)"
+        (self._open_zip if self._zipped else self._open_legacy)()
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights: a state dict that was saved alone, or beside other state.
@@ -86,21 +87,22 @@ class TorchFile:
             If there is none.
         """
         state = self._state_dict()
-        used: dict[str, dict[StoredTensor, None]] = {}
+        used: dict[str, dict[str, int]] = {}
         for name, value in state.items():
             if not isinstance(name, str) or not isinstance(value, StoredTensor):
                 raise CheckpointError(
-                    f"{self.path}: {str(name)[:80]!r} among the weights is no tensor but a "
+                    f"{self.path}: {shown(name)!r} among the weights is no tensor but a "
                     f"{type(value).__name__}"
                 )
-            used.setdefault(value.storage.key, {})[value] = None
+            size = math.prod(value.shape) * ITEM_BYTES[value.storage.kind]
+            used.setdefault(value.storage.key, {})[str(value)] = size
         # Tied weights are the same tensor twice. Different ones that share numbers would let a
         # small file become a large model.
         for key, views in used.items():
             room = self._blocks[key][1] if key in self._blocks else 0
-            if sum(math.prod(v.shape) * ITEM_BYTES[v.storage.kind] for v in views) > room:
+            if sum(views.values()) > room:
                 raise CheckpointError(
-                    f"{self.path}: storage {key[:40]!r} has {room} bytes, fewer than the tensors "
+                    f"{self.path}: storage {shown(key)!r} has {room} bytes, fewer than the tensors "
                     f"in it: truncated, or tensors that overlap"
                 )
         return {name: self._tensor(name, value) for name, value in state.items()}
@@ -120,7 +122,7 @@ class TorchFile:
                         return inner
             if any(isinstance(value, StoredTensor) for value in top.values()):
                 return top
-            keys = listing([str(key)[:40] for key in top])
+            keys = listing([str(key) for key in top])
             raise CheckpointError(f"{self.path}: no weights in it, only {keys or 'an empty dict'}")
         raise CheckpointError(
             f"{self.path}: holds a {type(top).__name__}, expected a state dict of tensors"
@@ -128,17 +130,20 @@ class TorchFile:
 
     def _tensor(self, name: str, stored: StoredTensor) -> Tensor:
         """The description of one tensor, the same one for tied weights."""
-        if stored in self._tensors:
-            return self._tensors[stored]
+        described = str(stored)
+        if described in self._tensors:
+            return self._tensors[described]
         storage, size = stored.storage, ITEM_BYTES[stored.storage.kind]
         last = sum((n - 1) * step for n, step in zip(stored.shape, stored.strides, strict=True))
         if 0 not in stored.shape and stored.offset + last >= storage.length:
-            raise CheckpointError(f"{self.path}: {name[:80]!r} reaches beyond its storage")
-        begin, room = self._blocks[storage.key]
-        if (storage.first + storage.length) * size > room:
+            raise CheckpointError(f"{self.path}: {shown(name)!r} reaches beyond its storage")
+        begin, room = self._blocks.get(storage.key, (0, -1))
+        needed = (storage.first + storage.length) * size
+        # In legacy files a storage may be a part of a block.
+        if needed > room or (needed < room and self._zipped):
             raise CheckpointError(
-                f"{self.path}: storage {storage.key[:40]!r} of {name[:80]!r} has {room} bytes, "
-                f"expected {storage.length} elements of {size}"
+                f"{self.path}: storage {shown(storage.key)!r} of {shown(name)!r} has "
+                f"{max(room, 0)} bytes, expected {storage.length} elements of {size}"
             )
         start = begin + (storage.first + stored.offset) * size
         strides = None if _is_c_order(stored) else stored.strides
@@ -148,7 +153,7 @@ class TorchFile:
             nbytes = math.prod(stored.shape) * size
             load = functools.partial(self._no_floats, name, storage.kind)
             tensor = Tensor(storage.kind, stored.shape, nbytes, load)
-        self._tensors[stored] = tensor
+        self._tensors[described] = tensor
         return tensor
 
     def _no_floats(self, name: str, kind: str, dtype: np.dtype[Any]) -> Array:
@@ -178,14 +183,17 @@ class TorchFile:
         start, size = archive.members[tops[0]]
         stream = Stream(self._file.map, start, start + size)
         self.top, self.names = interpret(stream, self.path)
+        if stream.tell() != start + size:
+            raise CheckpointError(f"{self.path}: bytes behind its pickle that belong to nothing")
 
     def _open_legacy(self) -> None:
         self._file = DataFile(self.path)
         stream = Stream(self._file.map, 0, self._file.size)
+        budget = Budget()
 
         def pickled() -> Any:
             nonlocal stream
-            value, names = interpret(stream, self.path)
+            value, names = interpret(stream, self.path, budget)
             stream = Stream(self._file.map, stream.tell(), self._file.size)
             self.names = list(dict.fromkeys([*self.names, *names]))
             return value
@@ -206,7 +214,7 @@ class TorchFile:
             size = count * ITEM_BYTES[kinds[key]]
             if position + 8 + size > self._file.size:
                 raise CheckpointError(
-                    f"{self.path}: storage {key[:40]!r} ends at byte {position + 8 + size}, the "
+                    f"{self.path}: storage {shown(key)!r} ends at byte {position + 8 + size}, the "
                     f"file at byte {self._file.size}: truncated"
                 )
             self._blocks[key] = (position + 8, size)
@@ -237,6 +245,7 @@ def read(path: pathlib.Path) -> Source:
     file = TorchFile(path)
     stored = file.tensors()
     tensors, notes = canonical(stored, path)
+    turned = bool(notes)
     source = Source(file.format, path.parent, tensors, notes=notes)
     source.notes.append(f"its pickle names {', '.join(file.names)}; none was imported or called")
     top = file.top if isinstance(file.top, Mapping) else {}
@@ -249,7 +258,7 @@ def read(path: pathlib.Path) -> Source:
             "from another descendant of nanoGPT it may be 'gelu'"
         )
         _nanogpt(path, source, config.fields, Assumption("gelu_new", why, doubtful=True))
-    elif notes and not (path.parent / "config.json").exists():
+    elif turned and not (path.parent / "config.json").exists():
         _mingpt(source, old=any(key.endswith("tok_emb.weight") for key in stored))
     return source
 
@@ -261,7 +270,9 @@ def _nanogpt(
     fields = {str(name): value for name, value in arguments.items()}
     for name, value in fields.items():
         if not isinstance(value, int | float | str | None):
-            raise CheckpointError(f"{path}: {name[:80]} of its config is a {type(value).__name__}")
+            raise CheckpointError(
+                f"{path}: {shown(name)} of its config is a {type(value).__name__}"
+            )
     fields.pop("dropout", None)
     if "block_size" in fields:
         fields["n_positions"] = fields.pop("block_size")
