@@ -66,7 +66,7 @@ class StoredZip:
         for info, limit in zip(infos, limits, strict=True):
             if info.filename in self.members:
                 raise CheckpointError(f"{path}: {shown(info.filename)!r} stands in it twice")
-            if info.is_dir():
+            if info.filename.endswith("/"):  # a directory
                 continue
             self.members[info.filename] = self._member(info, limit)
 
