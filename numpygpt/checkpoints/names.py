@@ -108,7 +108,7 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     wide = tensors.get("h.0.mlp.c_fc.weight")
     if wide is not None and len(wide.shape) == 2 and wide.shape[1] != 4 * wide.shape[0]:
         fields["n_inner"] = wide.shape[1]
-    fields["tie_word_embeddings"] = "lm_head.weight" not in tensors
+    fields["tie_word_embeddings"] = tensors.get("lm_head.weight", table) is table
     return fields
 
 

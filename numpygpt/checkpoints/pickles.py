@@ -332,7 +332,10 @@ class _Machine:
     def find_storage(self) -> None:
         match self.stack.pop():
             case ("storage", Global(name=name), str(key), str(), int(length), *more) if (
-                name in STORAGES and len(more) <= 1 and type(length) is int
+                name in STORAGES
+                and len(more) <= 1
+                and type(length) is int
+                and len(key) <= LONGEST_NAME
             ):
                 first = 0
                 match more:

@@ -284,9 +284,8 @@ def _nanogpt(
 def _mingpt(source: Source, old: bool) -> None:
     """The config of minGPT, which saves none: shapes tell most of it, and its code the rest."""
     fields = sizes(source.tensors)
-    tied = source.tensors.get("lm_head.weight") is source.tensors.get("wte.weight")
-    source.fields = fields | {"tie_word_embeddings": tied}
-    if tied:  # one array under two names, which minGPT never has
+    source.fields = fields
+    if fields["tie_word_embeddings"]:  # one array under two names, which minGPT never has
         source.format = f"nanoGPT weights, {source.format}"
         gelu = Assumption("gelu", NANOGPT_GELU, doubtful=True)
     else:
