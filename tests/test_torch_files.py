@@ -328,6 +328,22 @@ def test_sizes_that_mingpt_names_have_its_heads_with_a_warning(tmp_path):
     assert checkpoints.read(path, config={"n_head": 4}).config.n_head == 4
 
 
+def test_a_state_dict_of_nanogpt_alone_is_one_of_nanogpt(tmp_path):
+    """minGPT's looks the same, but has a head of its own."""
+    ends = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    tensors = random_tensors(nano(), 13, np.float32)
+    arrays = {k: v.T.copy() if k.endswith(ends) else v for k, v in tensors.items()}
+    arrays["lm_head.weight"] = arrays["wte.weight"]
+    path = write(tmp_path, tw.save(arrays), "model.pt")
+    with pytest.warns(CheckpointWarning, match="activation_function = 'gelu' is assumed"):
+        found = checkpoints.read(path, config={"n_head": 2})
+    assert found.config == nano(activation_function="gelu")
+    assert_params(found.params, expected(nano(), 13))
+    assert found.params.head is found.params.wte
+    report = checkpoints.inspect(path, {"n_head": 2})
+    assert report.format == "nanoGPT weights, PyTorch (zip)"
+
+
 def test_a_negated_view_is_not_read_with_the_wrong_sign(tmp_path):
     """``x.conj().imag`` is saved as the storage of x with the remark that its sign is turned."""
     block = tw.storage("FloatStorage", "0", 2)
@@ -620,20 +636,18 @@ def test_code_in_a_file_with_tricks_does_not_run(tmp_path, monkeypatch, content,
 
 def test_a_member_before_the_beginning_of_the_file_is_refused(tmp_path):
     """The directory's place is told wrong, so that offsets become negative: from the end."""
-    pickled = one(count=2, shape=(2,))
     hidden = tw.zip_file([tw.Entry(b"a/data/0", bytes(8))])
     hidden = hidden[: hidden.index(b"PK\1\2")]  # a local header and its data
-    comment = hidden + b"#" * 40
-    shift = len(comment)
-    entries = [tw.Entry(b"a/data.pkl", pickled, start=shift)]
-    sound = tw.zip_file(
-        [*entries, tw.Entry(b"a/data/0", b"", start=0)], comment=comment, shift=shift
-    )
-    # The second entry's own local header stays in the file, unused; its size is the hidden one's.
-    directory = sound.index(b"PK\1\2", sound.index(b"PK\1\2") + 1)
-    content = bytearray(sound)
-    content[directory + 20 : directory + 28] = struct.pack("<II", 8, 8)
-    path = write(tmp_path, bytes(content), config=nano())
+    field = struct.pack("<HH", 0x4242, len(hidden)) + hidden  # the last bytes of the directory
+    behind = len(hidden) + 22
+    pickled = one(count=2, shape=(2,))
+    entries = [
+        tw.Entry(b"a/data.pkl", pickled, start=behind),
+        tw.Entry(b"a/data/0", b"", size=8, start=0, extra=field),
+    ]
+    content = tw.zip_file(entries, shift=behind)
+    assert content[-behind:][:4] == b"PK\3\4"
+    path = write(tmp_path, content, config=nano())
     for dtype in (FLOAT32, FLOAT64):
         with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
             TorchFile(path).tensors()["a"].read(dtype)

@@ -18,6 +18,8 @@ __all__ = ["Member", "StoredZip"]
 # of gpt2-xl with its optimiser, the largest known, has 200 KB.
 LARGEST_DIRECTORY = 2**21
 
+ENCRYPTED = 1  # a bit among a member's flags
+
 
 class Member(NamedTuple):
     """Where a member's bytes lie in the file."""
@@ -36,17 +38,20 @@ class StoredZip:
     Attributes
     ----------
     file : DataFile
+    names : list of str
+        Of all members.
     members : dict of str to Member
-        None overlaps another.
+        Those that are not compressed; none overlaps another.
 
     Raises
     ------
     CheckpointError
-        If it is damaged or compressed.
+        If it is damaged.
     """
 
     def __init__(self, path: pathlib.Path):
         self.file = DataFile(path)
+        self.names: list[str] = []
         self.members: dict[str, Member] = {}
         try:
             with _Bounded(path) as file, zipfile.ZipFile(file) as archive:
@@ -63,12 +68,32 @@ class StoredZip:
             raise CheckpointError(f"{path}: bytes behind the archive that belong to nothing")
         # A member ends before the next one, or before the directory.
         limits = [*(info.header_offset for info in infos), end][1:]
+        seen: set[str] = set()
         for info, limit in zip(infos, limits, strict=True):
-            if info.filename in self.members:
+            if info.filename in seen:
                 raise CheckpointError(f"{path}: {shown(info.filename)!r} stands in it twice")
             if info.filename.endswith("/"):  # a directory
                 continue
-            self.members[info.filename] = self._member(info, limit)
+            seen.add(info.filename)
+            self.names.append(info.filename)
+            if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & ENCRYPTED:
+                self.members[info.filename] = self._member(info, limit)
+
+    def require_stored(self) -> None:
+        """Refuse an archive with a member that is compressed.
+
+        Raises
+        ------
+        CheckpointError
+            Naming the first.
+        """
+        for name in self.names:
+            if name not in self.members:
+                raise CheckpointError(
+                    f"{self.file.path}: {shown(name)!r} is compressed or encrypted; unpack the "
+                    f"archive and pack it without compression, or save it again with torch.save "
+                    f"or np.savez"
+                )
 
     def read(self, name: str, most: int) -> bytes:
         """A small member.
@@ -90,11 +115,6 @@ class StoredZip:
 
     def _member(self, info: zipfile.ZipInfo, limit: int) -> Member:
         path, name = self.file.path, repr(shown(info.filename))
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise CheckpointError(
-                f"{path}: {name} is compressed or encrypted; unpack the archive and pack it "
-                f"without compression, or save it again with torch.save or np.savez"
-            )
         # The local header has a name and extra fields of its own length.
         local = self.file.map[info.header_offset : info.header_offset + 30]
         if len(local) < 30 or local[:4] != b"PK\3\4":

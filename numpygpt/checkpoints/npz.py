@@ -44,7 +44,7 @@ def is_npz(archive: StoredZip) -> bool:
     >>> is_npz(StoredZip(path))
     True
     """
-    return any(name.endswith(".npy") for name in archive.members)
+    return any(name.endswith(".npy") for name in archive.names)
 
 
 def read(path: pathlib.Path) -> Source:
@@ -64,6 +64,7 @@ def read(path: pathlib.Path) -> Source:
         If it is damaged, compressed, or holds Python objects.
     """
     archive = StoredZip(path)
+    archive.require_stored()
     stored = {
         name.removesuffix(".npy"): _tensor(archive, name, member)
         for name, member in archive.members.items()

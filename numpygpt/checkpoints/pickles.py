@@ -104,11 +104,15 @@ class Record(NamedTuple):
 
 
 class Budget:
-    """What may still be spent on the pickles of one file."""
+    """What may still be spent on the pickles of one file, and the storages they have named.
+
+    ``storages`` is by key, with the type of each.
+    """
 
     def __init__(self) -> None:
         self.instructions = MOST_INSTRUCTIONS
         self.moves = MOST_MOVES
+        self.storages: dict[str, str] = {}
 
 
 class Stream:
@@ -347,6 +351,7 @@ class _Machine:
                         raise self.refusal("describes a storage in an unknown way")
                 if not (0 <= length < 2**48 and 0 <= first < 2**48):
                     raise self.refusal(f"has a storage of {length} elements")
+                self.budget.storages[key] = STORAGES[name]
                 self.stack.append(Storage(STORAGES[name], key, length, first))
             case ("module", *_):
                 raise self.refusal("holds a whole module with its code; save its state_dict")

@@ -162,18 +162,19 @@ class TorchFile:
     def _open_zip(self) -> None:
         archive = StoredZip(self.path)
         self._file = archive.file
-        tops = [name for name in archive.members if name.rpartition("/")[2] == "data.pkl"]
+        tops = [name for name in archive.names if name.rpartition("/")[2] == "data.pkl"]
         if len(tops) != 1:
             raise CheckpointError(
                 f"{self.path}: a zip archive with {len(tops)} data.pkl, expected one: not written "
                 f"by torch.save"
             )
         root = tops[0].removesuffix("data.pkl")
-        if f"{root}constants.pkl" in archive.members:
+        if f"{root}constants.pkl" in archive.names:
             raise CheckpointError(
                 f"{self.path}: a TorchScript archive, which holds code; save its state_dict with "
                 f"torch.save"
             )
+        archive.require_stored()
         order = f"{root}byteorder"
         if order in archive.members and archive.read(order, 64) != b"little":
             raise CheckpointError(f"{self.path}: written on a big-endian machine")
@@ -205,7 +206,7 @@ class TorchFile:
             raise CheckpointError(f"{self.path}: not written on a little-endian machine")
         self.top = pickled()
         keys = pickled()
-        kinds = _kinds(self.top)
+        kinds = budget.storages
         position = stream.tell()
         for key in keys if isinstance(keys, list) else [None]:
             count = int.from_bytes(self._file.map[position : position + 8], "little")
@@ -306,21 +307,3 @@ def _is_c_order(stored: StoredTensor) -> bool:
             return False
         step *= size
     return True
-
-
-def _kinds(top: Any) -> dict[str, str]:
-    """Storage key -> type, for every storage of a saved object."""
-    kinds: dict[str, str] = {}
-    seen: set[int] = set()
-    todo = [top]
-    while todo:
-        value = todo.pop()
-        if isinstance(value, StoredTensor):
-            kinds[value.storage.key] = value.storage.kind
-        elif id(value) not in seen:
-            seen.add(id(value))
-            if isinstance(value, dict):
-                todo += value.values()
-            elif isinstance(value, list | tuple):
-                todo += value
-    return kinds
