@@ -15,6 +15,8 @@ import pytest
 from support import config_json, nano, random_tensors, safetensors_bytes, write_checkpoint
 
 from numpygpt.checkpoints import inspect, read
+from numpygpt.checkpoints.arrays import Tensor
+from numpygpt.checkpoints.names import joined
 from numpygpt.errors import CheckpointError, CheckpointWarning, ConfigError, ModelNotFoundError
 
 Tensors = dict[str, np.ndarray]
@@ -380,6 +382,21 @@ def test_float64_weights_beyond_float32_get_the_named_warning_and_no_other(tmp_p
         read(write(tmp_path, stored))
     assert [str(w.message) for w in caught if w.category is not CheckpointWarning] == []
     assert read(tmp_path, np.float64).params.ln_f.b[0] == 1e300
+
+
+def test_parts_of_different_types_are_joined_without_rounding():
+    halves = np.array([1.0, 2.0], np.float16), np.array([1 / 3, 3.0], np.float32)
+    parts = [
+        Tensor(
+            {2: "F16", 4: "F32"}[a.itemsize], a.shape, a.nbytes, lambda dtype, a=a: a.astype(dtype)
+        )
+        for a in halves
+    ]
+    for order in (parts, parts[::-1]):
+        whole = joined(order, axis=0)
+        assert (whole.dtype, whole.exact) == ("F32", np.float32)
+        assert np.float32(1 / 3) in whole.read(whole.exact)
+    assert joined(parts[:1] * 2, axis=0).dtype == "F16"
 
 
 # -- missing files -----------------------------------------------------------------------------

@@ -121,7 +121,9 @@ def joined(parts: list[Tensor], axis: int) -> Tensor:
     def load(dtype: np.dtype[Any]) -> Array:
         return np.concatenate([part.read(dtype) for part in parts], axis)
 
-    return Tensor(first.dtype, tuple(shape), sum(part.nbytes for part in parts), load)
+    kinds = {part.dtype for part in parts}
+    widest = kinds.pop() if len(kinds) == 1 else "F64" if "F64" in kinds else "F32"
+    return Tensor(widest, tuple(shape), sum(part.nbytes for part in parts), load)
 
 
 def _prefixes(stored: Mapping[str, Tensor]) -> list[str]:

@@ -250,7 +250,6 @@ class _Machine:
     def pop_to_mark(self) -> list[Any]:
         start = self.marks.pop()
         items = self.stack[start:]
-        self.spend(len(items))
         del self.stack[start:]
         return items
 

@@ -100,14 +100,15 @@ def read(
     settled = settle(path, source, config or {})
     for text in settled.doubtful:
         warnings.warn(f"{path}: {text}", CheckpointWarning, stacklevel=2)
-    # What is one tensor in the file is read once, whatever its names.
-    arrays: dict[int, Array] = {}
+    # What is one tensor in the file is read and looked at once, whatever its names.
     tensors: dict[str, Array] = {}
+    first_names: dict[int, str] = {}
+    odd: list[str] = []
     for name, tensor in without_tied_head(path, settled).items():
-        if id(tensor) not in arrays:
-            arrays[id(tensor)] = tensor.read(dtype)
-        tensors[name] = arrays[id(tensor)]
-    odd = [name for name, array in tensors.items() if not _finite(array)]
+        first = first_names.setdefault(id(tensor), name)
+        tensors[name] = tensors[first] if first in tensors else tensor.read(dtype)
+        if first in odd or (first == name and not _finite(tensors[name])):
+            odd.append(name)
     if odd:
         warnings.warn(
             f"{path}: NaN or infinite weights in {listing(odd)}", CheckpointWarning, stacklevel=2
