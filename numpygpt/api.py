@@ -60,8 +60,8 @@ def load(
         What to compute in. float32 maps float32 files instead of copying them; float64 is the
         high-precision check.
     config : mapping, optional
-        Config fields, by the names of :class:`Config`, that go before those of the checkpoint:
-        what its format does not say (``{"n_head": 6}``), or says wrongly.
+        Config fields, by the names of :class:`Config`, that override the checkpoint's: what its
+        format does not say (``{"n_head": 6}``), or says wrongly.
 
     Returns
     -------
@@ -95,6 +95,8 @@ def load(
         name = ""
     if name not in DTYPES:
         raise ArgumentError(f"dtype must be {' or '.join(map(repr, DTYPES))}, not {dtype!r}")
+    if config is not None and not isinstance(config, Mapping):
+        raise ArgumentError(f"config must be a mapping of fields, not {type(config).__name__}")
     path = checkpoints.find(source)
     settled, params, directory, vocabulary = checkpoints.read(path, DTYPES[name], config)
     return Model(settled, params, tokenizer_for(directory, settled, vocabulary))
@@ -108,7 +110,7 @@ def tokenizer_for(
     The vocabulary that a file carries in itself goes before the files beside it.
     """
     if vocabulary is not None:
-        return functools.partial(Tokenizer.from_vocabulary, vocabulary, directory)
+        return functools.partial(_carried, vocabulary, directory, config.vocab_size)
     if Tokenizer.locate(directory) is None:
         part = next((name for name in PARTS if (directory / name).exists()), None)
         # 50304 is 50257 rounded up to a multiple of 128, as nanoGPT and llm.c store it.
@@ -116,6 +118,19 @@ def tokenizer_for(
             return Tokenizer.gpt2
         return None if part is None else functools.partial(_incomplete, directory / part)
     return functools.partial(_fitting, directory, config.vocab_size)
+
+
+def _carried(vocabulary: Vocabulary, source: pathlib.Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a checkpoint's own vocabulary, without what fills up rows that were cut."""
+    surplus = range(vocab_size, len(vocabulary.tokens))
+    if not set(surplus) <= set(vocabulary.special):
+        raise TokenizerError(
+            f"{source}: the vocabulary has {len(vocabulary.tokens)} tokens, but the model only "
+            f"{vocab_size}: they do not belong together"
+        )
+    special = [i for i in vocabulary.special if i < vocab_size]
+    cut = Vocabulary(vocabulary.tokens[:vocab_size], vocabulary.merges, special)
+    return Tokenizer.from_vocabulary(cut, source)
 
 
 def _incomplete(part: pathlib.Path) -> Tokenizer:

@@ -46,12 +46,13 @@ class Conversion:
     source, destination : pathlib.Path
     source_format, format : str
     config : Config
+        Of what was written.
     read, written : dict of str to int
         How many arrays of each type there were, and are.
     bytes : int
         Of the arrays written.
     notes : list of str
-        Decisions on the way, and what was taken for granted.
+        Decisions on the way, and what was taken for granted; doubtful ones are warnings.
     proof : list of Proof
         Empty unless it was asked for.
     """
@@ -95,7 +96,7 @@ def convert(
     dtype : {"float32", "float16", "bfloat16", "float64"}, optional
         What to store. As it is stored now, if None; what is quantised becomes float32.
     config : mapping, optional
-        Config fields that go before those of the checkpoint.
+        Config fields that override the checkpoint's.
     proof : bool
         Read the destination again and hash every array.
     on_bytes : callable
@@ -128,7 +129,7 @@ def convert(
     format = format_of(target, format)
     opened = open_source(path)
     settled = settle(path, opened, given)
-    told = [*opened.notes, *settled.assumptions]
+    told = [text for text in (*opened.notes, *settled.assumptions) if text not in settled.doubtful]
     for text in settled.doubtful:
         warnings.warn(f"{path}: {text}", CheckpointWarning, stacklevel=2)
     held = without_tied_head(path, settled)
@@ -141,19 +142,23 @@ def convert(
         told.append(f"its vocabulary cannot be used, and none is written: {error}")
     # Files that lie beside a checkpoint with a vocabulary of its own are another model's.
     beside = opened.directory if opened.vocabulary is None else None
+    if format == "llm.c" and vocabulary is not None:
+        told.append("llm.c's format has no vocabulary: keep vocab.json and merges.txt beside it")
     outgoing = Outgoing(settled.config, tensors, beside, vocabulary)
-    written, kinds = write(outgoing, target, format, dtype, on_bytes)
+    written = write(outgoing, target, format, dtype, on_bytes)
+    if added := len(written.tensors) - len(tensors):
+        told.append(f"{added} biases of zeros added, because the format always has biases")
     return Conversion(
         path,
         target,
         opened.format,
         format,
-        settled.config,
+        written.config,
         dict(collections.Counter(tensor.dtype for tensor in tensors.values())),
-        dict(collections.Counter(kinds.values())),
-        bytes_of(written, kinds),
+        dict(collections.Counter(written.kinds.values())),
+        bytes_of(written.tensors, written.kinds),
         told,
-        _prove(written, kinds, target) if proof else [],
+        _prove(written.tensors, written.kinds, target) if proof else [],
     )
 
 
@@ -167,8 +172,10 @@ def _prove(
     for name, tensor in written.items():
         array, kind = tensor.read(tensor.exact), kinds[name]
         after = found[name].read(found[name].exact)
-        with np.errstate(invalid="ignore"):  # infinity less infinity
-            difference = np.abs(np.subtract(after, array, dtype=np.float64)).max(initial=0)
+        same = (after == array) | (np.isnan(after) & np.isnan(array))
+        with np.errstate(invalid="ignore"):  # infinity less infinity, which is then left out
+            apart = np.abs(np.subtract(after, array, dtype=np.float64))
+        difference = apart.max(initial=0, where=~same)
         rows.append(Proof(name, _sha256(array, kind), _sha256(after, kind), float(difference)))
     return rows
 

@@ -219,6 +219,10 @@ BLOCK_SHAPES: dict[str, tuple[str, ...]] = {
 }
 
 
+# The largest GPT-2 has 48.
+MOST_LAYERS = 1000
+
+
 @functools.lru_cache(maxsize=8)
 def shapes(config: Config) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name -> (shape, the shape in letters) of every array a checkpoint must hold, in file order.
@@ -265,6 +269,8 @@ def check(config: Config, found: Mapping[str, tuple[int, ...]]) -> None:
         raise CheckpointError(
             f"config says n_layer = {config.n_layer}, but there are tensors of {len(layers)} layers"
         )
+    if config.n_layer > MOST_LAYERS:  # each is described by hundreds of bytes
+        raise CheckpointError(f"{config.n_layer} layers, expected at most {MOST_LAYERS}")
     expected = shapes(config)
     if surplus := [name for name in found if name not in expected]:
         raise CheckpointError(f"unexpected tensors, which GPT-2 has no use for: {listing(surplus)}")

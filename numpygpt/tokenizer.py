@@ -45,6 +45,9 @@ BYTE_ALPHABET = _byte_alphabet()
 _STAND_INS = dict(BYTE_ALPHABET)
 _TO_LATIN_1 = {ord(stand_in): byte for byte, stand_in in BYTE_ALPHABET}
 
+# Finding the merger that makes a token takes quadratic time. GPT-2's longest has 128 bytes.
+LONGEST_TOKEN = 1000
+
 # White space that is long enough to be cut before it goes to tiktoken; see `_parts`.
 LONG_RUN = re.compile(r"[ \t\n\r]{1000,}")
 
@@ -355,7 +358,8 @@ class Tokenizer:
         >>> vocabulary.tokens[256:259], vocabulary.merges[:3], vocabulary.special
         (['Ġt', 'Ġa', 'he'], ['Ġ t', 'Ġ a', 'h e'], [50256])
         """
-        ordinary = [i for i in self.token_bytes if i not in set(self.special.values())]
+        specials = set(self.special.values())
+        ordinary = [i for i in self.token_bytes if i not in specials]
         merged = [self.token_bytes[i] for i in ordinary]  # in the order of merging
         ranks = {token: rank for rank, token in enumerate(merged)}
         merges = [
@@ -454,6 +458,8 @@ def _parts(text: str) -> list[str]:
 
 def _read(path: pathlib.Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+            raise TokenizerError(f"{path}: not a regular file")
         if path.stat().st_size > 2**26:
             raise TokenizerError(f"{path}: over 64 MiB, which no vocabulary is")
         return path.read_bytes()
@@ -493,6 +499,8 @@ def _spelled(token: bytes) -> str:
 
 def _halves(token: bytes, rank: int, ranks: Mapping[bytes, int]) -> list[bytes]:
     """The two tokens whose merger this is: what the merges before it make of its bytes."""
+    if len(token) > LONGEST_TOKEN:
+        raise TokenizerError(f"a token of {len(token)} bytes, expected at most {LONGEST_TOKEN}")
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         pairs = [ranks.get(a + b, rank) for a, b in itertools.pairwise(parts)]

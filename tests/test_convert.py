@@ -9,27 +9,36 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+import zipfile
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from support import nano, random_tensors, safetensors_bytes, write_checkpoint
+from support import config_json, nano, random_tensors, safetensors_bytes, write_checkpoint
 
 import numpygpt
 from numpygpt import checkpoints
 from numpygpt.checkpoints import arrays as arrays_module
-from numpygpt.checkpoints import atomic, inspect, read
-from numpygpt.checkpoints.arrays import encoded, from_bfloat16, to_bfloat16
+from numpygpt.checkpoints import atomic, inspect, npz, read
+from numpygpt.checkpoints.arrays import Tensor, encoded, from_bfloat16, to_bfloat16
 from numpygpt.checkpoints.source import Vocabulary
 from numpygpt.cli import main
 from numpygpt.convert import convert
-from numpygpt.errors import ArgumentError, CheckpointError, OutputError
+from numpygpt.errors import (
+    ArgumentError,
+    CheckpointError,
+    CheckpointWarning,
+    OutputError,
+    TokenizerError,
+)
 from numpygpt.params import Config, shapes
 from numpygpt.tokenizer import Tokenizer
 
+FIXTURES = pathlib.Path(__file__).resolve().parent / "fixtures"
 ENDINGS = {"safetensors": "", "npz": ".npz", "llm.c": ".bin", "gguf": ".gguf"}
 
 
@@ -80,6 +89,10 @@ def test_every_format_holds_the_numbers_it_was_given(tmp_path, format, stored):
     assert [array.name for array in done.proof] == list(shapes(nano()))
     assert all(array.before == array.after and array.rounding == 0 for array in done.proof)
     assert_same(source, target)
+    same = {np.float32: "F32", np.float16: "F16", np.uint16: "BF16"}[stored]
+    kinds = {"safetensors": same, "npz": {"BF16": "F32"}.get(same, same), "gguf": "F32"}
+    kinds["llm.c"] = {"BF16": "BF16"}.get(same, "F32")
+    assert (done.read, done.written) == ({same: 28}, {kinds[format]: 28})
 
 
 @pytest.mark.parametrize("format", ["safetensors", "npz", "gguf"])
@@ -105,7 +118,9 @@ def test_every_config_field_is_carried_over(tmp_path, format):
 def test_a_model_without_biases_keeps_its_logits(tmp_path, format):
     source = write_checkpoint(tmp_path / "source", nano(bias=False))
     target = tmp_path / f"target{ENDINGS[format]}"
-    convert(source, target)
+    done = convert(source, target)
+    added = any("13 biases of zeros added" in note for note in done.notes)
+    assert done.config.bias == added == (format != "npz")
     ids = [3, 1, 4, 1, 5]
     expected = numpygpt.load(source, dtype="float64").logits(ids)
     # Adding a zero bias changes nothing; a layout of the matrices may change how BLAS sums rows
@@ -229,6 +244,84 @@ def test_a_vocabulary_survives_and_gaps_are_filled():
     tokenizer = Tokenizer.from_vocabulary(with_gap, pathlib.Path("x"))
     assert tokenizer.vocabulary() == with_gap
     assert tokenizer.encode("Hello<more>", allowed_special="all") == [15496, 50258]
+    gaps = {"<end>": 50256, "<more>": 50259}
+    tokens = [gpt2_bytes for i, gpt2_bytes in Tokenizer.gpt2().token_bytes.items() if i < 50256]
+    filled = Tokenizer(tokens, None, gaps).vocabulary()
+    assert filled.tokens[50256:] == ["<end>", "[PAD50257]", "[PAD50258]", "<more>"]
+    assert filled.special == [50256, 50257, 50258, 50259]
+
+
+def test_vocabularies_that_are_none_are_refused():
+    with pytest.raises(TokenizerError, match="one token twice"):
+        Tokenizer.from_vocabulary(Vocabulary(["a", "a"], [], []), pathlib.Path("x"))
+    letters = [bytes([i]) for i in range(256)]
+    with pytest.raises(TokenizerError, match="not the merger of two others"):
+        Tokenizer([*letters, b"abc"]).vocabulary()
+
+
+def test_npz_carries_the_vocabulary(tmp_path):
+    convert("shakespeare", tmp_path / "x.npz")
+    ours = numpygpt.load(tmp_path / "x.npz").tokenizer
+    assert ours.vocabulary() == numpygpt.load("shakespeare").tokenizer.vocabulary()
+    text = "ROMEO:\nO, thou'rt 12  times"
+    assert ours.encode(text) == numpygpt.load("shakespeare").tokenizer.encode(text)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {}, {"tokens": ["a"], "merges": []}, {"tokens": [1], "merges": [], "special": []},
+        {"tokens": ["a"], "merges": [], "special": [1]},
+        {"tokens": ["a"], "merges": "", "special": []},
+    ],
+)  # fmt: skip
+def test_a_damaged_vocabulary_in_npz_is_refused(tmp_path, damaged):
+    convert("shakespeare", tmp_path / "x.npz")
+    with (
+        zipfile.ZipFile(tmp_path / "x.npz") as old,
+        zipfile.ZipFile(tmp_path / "y.npz", "w") as new,
+    ):
+        for name in old.namelist():
+            new.writestr(
+                name,
+                json.dumps(damaged) if name == "vocabulary.json" else old.read(name),
+            )
+    with pytest.raises(CheckpointError, match=r"vocabulary\.json holds no tokens"):
+        read(tmp_path / "y.npz")
+
+
+def test_llmc_has_no_vocabulary_and_that_is_told(tmp_path):
+    done = convert("shakespeare", tmp_path / "x.bin")
+    assert any("no vocabulary: keep vocab.json" in note for note in done.notes)
+
+
+def test_a_vocabulary_is_cut_with_the_rows_that_it_fills_up(tmp_path):
+    """As GGUF files of padded models have it: unused tokens for the rows that only fill up."""
+    gpt2 = Tokenizer.gpt2().vocabulary()
+    filled = Vocabulary([*gpt2.tokens, "[PAD50257]"], gpt2.merges, [*gpt2.special, 50257])
+    config = nano(vocab_size=50258)
+    with (tmp_path / "x.npz").open("wb") as file:
+        tensors = {n: Tensor("F32", a.shape, a.nbytes, lambda dtype, a=a: a.astype(dtype))
+                   for n, a in random_tensors(config).items()}  # fmt: skip
+        kinds = dict.fromkeys(tensors, "F16")
+        fields = json.dumps(config_json(config)).encode()
+        npz.write(file, fields, tensors, kinds, lambda count: None, filled)
+    cut = numpygpt.load(tmp_path / "x.npz", config={"vocab_size": 50257})
+    assert len(cut.tokenizer) == 50257
+    with pytest.raises(TokenizerError, match="do not belong together"):
+        numpygpt.load(tmp_path / "x.npz", config={"vocab_size": 50000}).tokenizer.encode("a")
+
+
+def test_a_token_too_long_to_be_taken_apart_is_no_reason_to_wait(tmp_path):
+    pieces, merges = "a", []
+    while len(pieces) < 2000:
+        merges.append(f"{pieces} {pieces}")
+        pieces *= 2
+    text = "".join(f"{merge}\n" for merge in merges)
+    source = write_checkpoint(tmp_path / "source", nano(vocab_size=300))
+    (source / "vocab.bpe").write_text(f"#version: 0.2\n{text}")
+    done = convert(source, tmp_path / "target")
+    assert any("a token of 1024 bytes" in note for note in done.notes)
 
 
 # -- types of numbers --------------------------------------------------------------------------
@@ -247,6 +340,7 @@ def nearest_bfloat16(x: float) -> list[int]:
 
 
 @given(array=FLOAT32)
+@example(array=np.array([1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8)], np.float32))  # ties
 def test_bfloat16_is_the_nearest_number_and_even_in_a_tie(array):
     stored = to_bfloat16(array)
     for x, bits in zip(array.tolist(), stored.tolist(), strict=True):
@@ -258,6 +352,12 @@ def test_bfloat16_is_the_nearest_number_and_even_in_a_tie(array):
             near = nearest_bfloat16(x)
             assert bits in near
             assert len(near) == 1 or bits % 2 == 0
+
+
+@pytest.mark.parametrize("bits", [0x7F800001, 0xFF800001, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_nan_stays_nan_in_bfloat16(bits):
+    array = np.array([bits], np.uint32).view(np.float32)
+    assert np.isnan(from_bfloat16(to_bfloat16(array))).all()
 
 
 @given(bits=npst.arrays(np.uint16, st.integers(0, 20)))
@@ -289,6 +389,32 @@ def test_numbers_too_large_for_a_type_are_refused_by_name(tmp_path, dtype, large
     with pytest.raises(CheckpointError, match=r"h\.1\.mlp\.c_fc\.bias has .* too large for"):
         convert(source, tmp_path / "target", dtype=dtype)
     assert list(tmp_path.iterdir()) == [source]
+
+
+@given(
+    array=npst.arrays(
+        np.float64, st.integers(0, 20), elements=st.floats(-1e38, 1e38, allow_subnormal=False)
+    )
+)
+@example(array=np.array([1 + 2**-8 + 2**-40, 1 + 2**-8, 1 + 2**-8 - 2**-40, -(1 + 3 * 2**-8)]))
+def test_float64_becomes_the_nearest_bfloat16_without_a_detour(array):
+    """Rounding to float32 first would make a tie of what is none."""
+    for x, bits in zip(array.tolist(), to_bfloat16(array).tolist(), strict=True):
+        found = Fraction(float(from_bfloat16(np.array([bits], np.uint16))[0]))
+        for other in (bits - 1, bits + 1):
+            if bits & 0x7FFF not in (0, 0x7F7F):
+                near = Fraction(float(from_bfloat16(np.array([other], np.uint16))[0]))
+                assert abs(found - Fraction(x)) <= abs(near - Fraction(x))
+                if abs(found - Fraction(x)) == abs(near - Fraction(x)):
+                    assert bits % 2 == 0
+
+
+@pytest.mark.parametrize("target", ["x.gguf", "x.bin"])
+def test_float64_is_rounded_only_when_that_is_asked_for(tmp_path, target):
+    source = write_checkpoint(tmp_path / "source", nano(), random_tensors(nano()))
+    with pytest.raises(ArgumentError, match="ask for float32 to have it rounded"):
+        convert(source, tmp_path / target)
+    convert(source, tmp_path / target, dtype="float32")
 
 
 def test_infinity_is_no_overflow():
@@ -323,6 +449,10 @@ def test_what_a_format_cannot_say_is_refused_by_name(tmp_path, format, changes):
     ("name", "settings", "part"),
     [
         ("x.safetensors", {}, "name a directory"),
+        ("x.SafeTensors", {}, "name a directory"),
+        ("x.pt", {}, r"\.pt of this kind is not written; name a directory for safetensors"),
+        ("x.H5", {}, r"\.H5 of this kind is not written"),
+        ("pytorch_model.bin", {}, r"\.bin of this kind is not written"),
         ("x", {"format": "onnx"}, "format must be one of"),
         ("x", {"dtype": "int3"}, "dtype must be one of"),
         ("x.gguf", {"dtype": "float16"}, "gguf is written in float32"),
@@ -336,7 +466,7 @@ def test_wrong_settings_are_refused(tmp_path, name, settings, part):
 
 
 def test_bfloat16_in_npz_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no dtype for BF16; choose float32"):
+    with pytest.raises(CheckpointError, match=r"no dtype for BF16; choose the dtype float32"):
         convert("shakespeare", tmp_path / "x.npz", dtype="bfloat16")
     assert list(tmp_path.iterdir()) == []
 
@@ -362,11 +492,47 @@ def test_an_empty_directory_may_be_filled_and_parents_are_made(tmp_path):
     assert_same(tmp_path / "empty", tmp_path / "new" / "deep" / "x.npz")
 
 
+def test_a_link_to_an_empty_directory_is_no_empty_directory(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    with pytest.raises(OutputError, match="is there already"):
+        convert("shakespeare", tmp_path / "link")
+
+
+@pytest.mark.parametrize("target", ["target", "target.npz"])
+def test_what_appears_meanwhile_is_not_overwritten(tmp_path, target):
+    def appear(count: int, total: int) -> None:
+        (tmp_path / target).mkdir(exist_ok=True)
+        (tmp_path / target / "file").write_bytes(b"precious")
+
+    with pytest.raises(OutputError, match="is there already"):
+        convert("shakespeare", tmp_path / target, on_bytes=appear)
+    assert [file.name for file in (tmp_path / target).iterdir()] == ["file"]
+    assert list(tmp_path.iterdir()) == [tmp_path / target]
+
+
 def test_a_dangling_link_is_not_written_through(tmp_path):
     (tmp_path / "link.npz").symlink_to(tmp_path / "elsewhere.npz")
     with pytest.raises(OutputError, match="is there already"):
         convert("shakespeare", tmp_path / "link.npz")
     assert not (tmp_path / "elsewhere.npz").exists()
+
+
+@pytest.mark.parametrize("target", ["/", ".", "..", "a\0b", "x" * 300])
+def test_odd_destinations_are_refused(tmp_path, monkeypatch, target):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "file").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(OutputError):
+        convert("shakespeare", target)
+    assert [file.name for file in tmp_path.rglob("*")] == ["here", "file"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other permissions")
+def test_an_empty_directory_keeps_its_permissions(tmp_path):
+    (tmp_path / "private").mkdir(mode=0o700)
+    convert("shakespeare", tmp_path / "private")
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_destination_below_a_file_is_refused(tmp_path):
@@ -430,7 +596,14 @@ def test_an_error_on_the_way_leaves_nothing_behind(tmp_path):
 
 
 def test_a_full_disk_is_found_before_anything_is_written(tmp_path, monkeypatch):
-    room = type("Usage", (), {"free": 1_000_000})
+    size = sum(t.nbytes for t in inspect(checkpoints.find("shakespeare")).tensors.values())
+    room = type("Usage", (), {"free": size})
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: room)
+    atomic.require_room(tmp_path / "target", size)
+    room.free = size - 1
+    with pytest.raises(OutputError):
+        convert("shakespeare", tmp_path / "target")
+    room.free = 1_000_000
     monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: room)
     with pytest.raises(OutputError, match="needs 8 MB, but its disk has only 1 MB free"):
         convert("shakespeare", tmp_path / "target")
@@ -479,11 +652,43 @@ def test_the_command_says_what_it_did(tmp_path, capsys):
     assert "safetensors, 52 F32 arrays, 4,011,520 parameters, 16.0 MB in" in wrote_line
 
 
+def test_doubtful_assumptions_are_warned_of_once(tmp_path):
+    source = FIXTURES / "torch" / "nanogpt"
+    with pytest.warns(CheckpointWarning, match="activation_function = 'gelu' is assumed") as caught:
+        done = convert(source, tmp_path / "x")
+    assert len(caught) == 1
+    assert not any("activation_function" in note for note in done.notes)
+    assert any("transposed" in note for note in done.notes)
+    assert read(tmp_path / "x").config.activation_function == "gelu"
+
+
+def test_inspect_shows_what_is_assumed(capsys):
+    source = str(FIXTURES / "torch" / "mingpt")
+    assert main(["inspect", source]) == 2
+    assert "missing n_head" in capsys.readouterr().err
+    assert main(["inspect", source, "--config", "n_head=2"]) == 0
+    assert "activation_function = 'gelu_new' is assumed: what minGPT" in capsys.readouterr().out
+    assert main(["inspect", source, "--config", "n_head=2", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["config"]["n_head"] == 2
+    assert record["format"] == "minGPT, PyTorch (zip)"
+    assert any("activation_function" in note for note in record["notes"])
+
+
+@pytest.mark.parametrize(("setting", "part"), [
+    ("nhead=2", "did you mean 'n_head'"), ("dtype=float16", "unknown field 'dtype'"),
+    ("=6", "--config expects NAME=VALUE"), ("n_head=" + "[" * 10**5, "must be a positive integer"),
+])  # fmt: skip
+def test_fields_that_are_given_must_be_known(capsys, setting, part):
+    assert main(["inspect", "shakespeare", "--config", setting]) == 2
+    assert part in capsys.readouterr().err
+
+
 def test_the_proof_lists_every_array(tmp_path, capsys):
     assert main(["convert", "shakespeare", str(tmp_path / "x.npz"), "--proof"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(len(line.split()[0]) == 64 for line in lines if line) == 52
-    assert lines[-1] == "52 of 52 arrays are equal; no number was changed"
+    assert lines[-1] == "all 52 arrays are equal; no number was changed"
 
 
 def test_a_proof_that_fails_is_told(tmp_path, capsys, monkeypatch):
@@ -497,10 +702,26 @@ def test_a_proof_that_fails_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(safetensors, "write", wrong)
     source = write_checkpoint(tmp_path / "source", nano())
     assert main(["convert", str(source), str(tmp_path / "x"), "--proof"]) == 1
-    out = capsys.readouterr().out
-    (line,) = [line for line in out.splitlines() if "FOUND" in line]
+    printed = capsys.readouterr()
+    (line,) = [line for line in printed.out.splitlines() if "FOUND" in line]
     assert "wpe.weight: FOUND" in line
-    assert "27 of 28 arrays are equal" in out
+    assert "equal" not in printed.out
+    assert "1 arrays differ from what was read; remove it" in printed.err
+
+
+def test_a_proof_of_weights_that_are_nan_is_json(tmp_path, capsys):
+    tensors = random_tensors(nano(), dtype=np.float32)
+    tensors["ln_f.bias"][:2] = np.nan, np.inf
+    source = write_checkpoint(tmp_path / "source", nano(), tensors)
+    assert main(["convert", str(source), str(tmp_path / "x"), "--proof", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert {row["rounding"] for row in record["proof"]} == {0}
+
+
+def test_standard_error_may_be_closed(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["convert", "shakespeare", str(tmp_path / "x.npz")]) == 0
+    assert (tmp_path / "x.npz").exists()
 
 
 def test_json_holds_the_same(tmp_path, capsys):
@@ -523,7 +744,7 @@ def test_config_fields_can_be_given(tmp_path, capsys):
     assert main(["convert", str(source), str(tmp_path / "y"), "--config", "n_head"]) == 2
     assert "--config expects NAME=VALUE" in capsys.readouterr().err
     assert main(["convert", str(source), str(tmp_path / "y"), "--config", "n_heads=4"]) == 2
-    assert "unknown field 'n_heads'" in capsys.readouterr().err
+    assert "unknown field 'n_heads'; did you mean 'n_head'?" in capsys.readouterr().err
 
 
 def test_the_script_is_the_command(tmp_path):

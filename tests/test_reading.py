@@ -124,16 +124,31 @@ def test_stored_causal_masks_are_dropped(tmp_path, prefix, dtype):
 
 def test_masks_are_not_taken_for_biases(tmp_path):
     masks = {f"h.{i}.attn.bias": np.ones((1, 1, 12, 12), np.float32) for i in range(2)}
-    config = read(write(tmp_path, tensors(bias=False) | masks)).config
+    config = read(write(tmp_path, tensors(bias=False) | masks, bias=False)).config
     assert config == nano(bias=False)
 
 
-@pytest.mark.parametrize("said", [{}, {"bias": False}])
+@pytest.mark.parametrize("said", [True, False])
 def test_a_checkpoint_without_any_bias_loads_without(tmp_path, said):
-    checkpoint = read(write(tmp_path, tensors(bias=False), **said))
+    directory = write(tmp_path, tensors(bias=False), **({"bias": False} if said else {}))
+    if said:
+        checkpoint = read(directory)
+    else:  # trained without them, or lost them
+        with pytest.warns(CheckpointWarning, match="bias = False is assumed: not one bias"):
+            checkpoint = read(directory)
+        assert any("not one bias is stored" in note for note in inspect(directory).notes)
     assert checkpoint.config == nano(bias=False)
     assert checkpoint.params.ln_f.b is None
     assert checkpoint.params.h[1].mlp.c_fc.b is None
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_biases_that_the_config_promises_must_be_there(tmp_path, given):
+    directory = write(tmp_path, tensors(bias=False), **({} if given else {"bias": True}))
+    config = {"bias": True} if given else {}
+    with pytest.raises(CheckpointError, match="not one bias is stored, but its config says bias"):
+        read(directory, config=config)
+    assert "not one bias is stored" in inspect(directory, config).problems[0]
 
 
 @pytest.mark.parametrize("n_inner", [1, 5, 64])
@@ -382,6 +397,33 @@ def test_float64_weights_beyond_float32_get_the_named_warning_and_no_other(tmp_p
         read(write(tmp_path, stored))
     assert [str(w.message) for w in caught if w.category is not CheckpointWarning] == []
     assert read(tmp_path, np.float64).params.ln_f.b[0] == 1e300
+
+
+def test_tensors_alone_need_their_heads_and_warn_of_the_activation(tmp_path):
+    (write(tmp_path, tensors()) / "config.json").unlink()
+    with pytest.warns(CheckpointWarning, match="activation_function = 'gelu_new' is assumed"):
+        assert read(tmp_path, config={"n_head": 2}).config == nano()
+    given = {"n_head": 2, "activation_function": "gelu"}
+    assert read(tmp_path, config=given).config == nano(activation_function="gelu")
+    with pytest.raises(ConfigError, match="missing n_head"):
+        read(tmp_path, config={"activation_function": "gelu"})
+
+
+def test_over_a_thousand_layers_are_refused_before_they_are_described(tmp_path):
+    stored = {f"h.{i}.ln_1.bias": np.zeros(1, np.float32) for i in range(1001)}
+    refused(write(tmp_path, stored, n_layer=1001), "1001 layers, expected at most 1000")
+
+
+def test_a_context_length_given_twice_must_agree(tmp_path):
+    with pytest.raises(ConfigError, match="n_positions and n_ctx disagree"):
+        read(write(tmp_path, tensors()), config={"n_ctx": 12, "n_positions": 99})
+
+
+@pytest.mark.parametrize("name", ["é" * 200 + ".safetensors", "x" * 250 + ".bin"])
+def test_a_shard_whose_name_is_too_long_for_the_system_is_refused(tmp_path, name):
+    weight_map = dict.fromkeys(tensors(), name)
+    with pytest.raises((CheckpointError, ModelNotFoundError)):
+        read(write_shards(tmp_path, two_shards(), weight_map))
 
 
 def test_parts_of_different_types_are_joined_without_rounding():

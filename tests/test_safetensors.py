@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from support import TYPE_NAMES, nano, safetensors_bytes, write_checkpoint
 
 from numpygpt import checkpoints
+from numpygpt.checkpoints.arrays import Tensor
 from numpygpt.checkpoints.safetensors import SafetensorsFile
 from numpygpt.errors import CheckpointError
 
@@ -51,6 +52,20 @@ def owner(array: np.ndarray) -> Any:
     while isinstance(array, np.ndarray) and array.base is not None:
         array = array.base
     return array.obj if isinstance(array, memoryview) else array
+
+
+def test_what_is_written_is_aligned_and_says_whom_it_is_for(path):
+    from numpygpt.checkpoints.safetensors import write
+
+    array = np.arange(3, dtype=np.float32)
+    stored = Tensor("F32", array.shape, array.nbytes, array.astype)
+    for name in ("x", "a name of another length"):
+        with path.open("wb") as file:
+            write(file, {name: stored}, {name: "F32"}, lambda count: None)
+        written = SafetensorsFile(path)
+        assert written.metadata == {"format": "pt"}  # transformers refuses a file without it
+        assert written.entries[name].start % 64 == 0
+        np.testing.assert_array_equal(written.read(name, FLOAT32), array, strict=True)
 
 
 # -- numbers -----------------------------------------------------------------------------------

@@ -233,7 +233,14 @@ def to_bfloat16(array: Array) -> Array:
     >>> [hex(bits) for bits in to_bfloat16(np.array([1.0, -3.1415927], np.float32))]
     ['0x3f80', '0xc049']
     """
-    bits = np.ascontiguousarray(array, "<f4").view("<u4")
+    single = np.ascontiguousarray(array, "<f4")
+    if array.dtype.itemsize > 4:
+        # Rounding twice could end in another number. So the first time towards zero, with the
+        # last bit set where something is cut off: the second rounding then sees all it needs.
+        beyond = np.abs(single) > np.abs(array)
+        single = np.where(beyond, np.nextafter(single, np.float32(0)), single)
+        single = (single.view("<u4") | (single != array)).view("<f4")
+    bits = single.view("<u4")
     # Half of the last place that stays, less one where that place is even: a tie then stays.
     rounded = (bits + (np.uint32(0x7FFF) + (bits >> 16 & 1))) >> 16
     quiet = bits >> 16 | 0x40  # the carry would turn some NaNs into infinity

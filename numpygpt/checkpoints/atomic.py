@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from ..errors import NumpyGPTError, OutputError
 
-__all__ = ["new_directory", "new_file", "require_room"]
+__all__ = ["new_directory", "new_file", "require_absent", "require_room"]
 
 
 @contextlib.contextmanager
@@ -80,6 +80,7 @@ def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
             _sync(partial)
             _refuse_existing(path)
             if path.exists():  # and is empty
+                shutil.copymode(path, partial)
                 path.rmdir()
             partial.rename(path)
         except BaseException:
@@ -104,7 +105,7 @@ def require_room(path: pathlib.Path, size: int) -> None:
         If its disk has less room.
     """
     with _told(path):
-        above = next(parent for parent in path.absolute().parents if parent.exists())
+        above = next(place for place in (path, *path.absolute().parents) if place.exists())
         free = shutil.disk_usage(above).free
     if free < size:
         raise OutputError(
@@ -116,6 +117,23 @@ def _neighbour(path: pathlib.Path) -> pathlib.Path:
     _refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.parent / f".{path.name}.{os.urandom(4).hex()}.partial"
+
+
+def require_absent(path: pathlib.Path) -> None:
+    """Refuse to write over anything.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        May be an empty directory.
+
+    Raises
+    ------
+    OutputError
+        If something is there.
+    """
+    with _told(path):
+        _refuse_existing(path)
 
 
 def _refuse_existing(path: pathlib.Path) -> None:
@@ -133,10 +151,9 @@ def _told(path: pathlib.Path) -> Iterator[None]:
         yield
     except NumpyGPTError:
         raise
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror or error}; nothing was left there"
-        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{path}: cannot be written: {reason}; nothing was left there") from None
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -6,7 +6,7 @@ import importlib
 import pathlib
 from collections.abc import Callable, Mapping
 
-from ..errors import CheckpointError, ModelNotFoundError
+from ..errors import CheckpointError, ModelNotFoundError, NumpyGPTError
 from ..params import listing
 from .arrays import Tensor
 from .hugging_face import INDEXES, read_shards, source_of
@@ -138,7 +138,9 @@ def open_source(path: pathlib.Path) -> Source:
             raise ModelNotFoundError(f"{path}: no such file or directory")
         file = _file_in(path) if path.is_dir() else path
         return READERS[identify(file)](file)
-    except PermissionError as error:
+    except NumpyGPTError:
+        raise
+    except OSError as error:
         raise CheckpointError(f"{error.filename or path}: {error.strerror}") from None
 
 

@@ -324,16 +324,16 @@ def write(
 def _refuse_other_models(config: Config) -> None:
     """Refuse what llama.cpp would silently compute in another way."""
     differing = {name: each for name, each in ASSUMED.items() if name != "activation_function"}
-    for name, (value, why, _) in differing.items():
+    for name, (value, _, _) in differing.items():
         if getattr(config, name) != value:
             raise CheckpointError(
-                f"GGUF cannot express {name} = {getattr(config, name)!r}: {why}, with {value!r}; "
-                f"write another format"
+                f"GGUF cannot express {name} = {getattr(config, name)!r}: llama.cpp computes "
+                f"every gpt2 file with {value!r}; write safetensors instead"
             )
     if config.activation is not gelu_new:
         raise CheckpointError(
-            f"GGUF cannot express activation_function = {config.activation_function!r}: {WHY}, "
-            f"with 'gelu_new'; write another format"
+            f"GGUF cannot express activation_function = {config.activation_function!r}: llama.cpp "
+            f"computes every gpt2 file with 'gelu_new'; write safetensors instead"
         )
     epsilon = config.layer_norm_epsilon
     nearest = _decimal(float(np.float32(epsilon)))

@@ -36,6 +36,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import CheckpointError
+from ..ops import ACTIVATIONS
 from ..params import Array, Config, check, shapes
 from .arrays import FLOATS, DataFile, Sink, Tensor, write_array
 from .names import LINEAR
@@ -292,6 +293,8 @@ def _misfit(config: Config) -> str:
     """What llm.c would compute otherwise than `config` asks for, if there is anything."""
     for name, value in AS_OPENAI.items():
         asked = getattr(config, name)
+        if name == "activation_function" and ACTIVATIONS[asked] is ACTIVATIONS[value]:
+            continue  # another name of the same function
         if name == "layer_norm_epsilon":  # a float32 in llm.c, and in files that it may come from
             asked, value = np.float32(asked).item(), np.float32(value).item()
         if asked != value:

@@ -7,12 +7,13 @@ the Hugging Face layout can be read.
 from __future__ import annotations
 
 import io
+import json
 import math
 import pathlib
 import re
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from .archives import Member, StoredZip
 from .arrays import FLOATS, Tensor, write_array
 from .json_files import parse_json
 from .names import canonical
-from .source import Source
+from .source import Source, Vocabulary
 
 __all__ = ["is_npz", "read", "write"]
 
@@ -33,6 +34,10 @@ HEADER = re.compile(
     rb"*'shape': *\(([0-9, ]{0,200})\),? *\} *\n"
 )
 LONGEST_HEADER = 2**12
+
+VOCABULARY = "vocabulary.json"
+# GPT-2's has 1.3 MB; read as JSON a small text takes up to ten times its bytes.
+LARGEST_VOCABULARY = 2**22
 
 
 def is_npz(archive: StoredZip) -> bool:
@@ -75,6 +80,11 @@ def read(path: pathlib.Path) -> Source:
     if "config.json" in archive.members:
         text = archive.read("config.json", 2**20)
         source.fields = parse_json(text, f"{path}: config.json", CheckpointError)
+    if VOCABULARY in archive.members:
+        text = archive.read(VOCABULARY, LARGEST_VOCABULARY)
+        source.vocabulary = _vocabulary(parse_json(text, f"{path}: {VOCABULARY}", CheckpointError))
+        if source.vocabulary is None:
+            raise CheckpointError(f"{path}: {VOCABULARY} holds no tokens, merges and special ids")
     return source
 
 
@@ -84,6 +94,7 @@ def write(
     tensors: Mapping[str, Tensor],
     kinds: Mapping[str, str],
     advance: Callable[[int], None],
+    vocabulary: Vocabulary | None = None,
 ) -> None:
     """Write an ``.npz`` file.
 
@@ -97,6 +108,8 @@ def write(
         Type in which each is stored: F64, F32 or F16.
     advance : callable
         Told how many bytes of arrays were written.
+    vocabulary : Vocabulary, optional
+        Becomes the member ``vocabulary.json``.
 
     Raises
     ------
@@ -105,10 +118,12 @@ def write(
     """
     if unknown := set(kinds.values()) - set(KINDS.values()):
         raise CheckpointError(
-            f"NumPy has no dtype for {unknown.pop()}; choose float32 or float16 for .npz"
+            f"NumPy has no dtype for {unknown.pop()}; choose the dtype float32 or float16 for .npz"
         )
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_info("config.json"), config)
+        if vocabulary is not None:
+            archive.writestr(_info(VOCABULARY), json.dumps(vocabulary._asdict()))
         for name, tensor in tensors.items():
             kind = kinds[name]
             header = io.BytesIO()
@@ -117,6 +132,16 @@ def write(
             with archive.open(_info(f"{name}.npy"), "w", force_zip64=True) as member:
                 member.write(header.getvalue())
                 write_array(member, tensor.read(tensor.exact), kind, advance, name)
+
+
+def _vocabulary(fields: Mapping[str, Any]) -> Vocabulary | None:
+    """The vocabulary that a member describes, or None if it is none."""
+    match fields:
+        case {"tokens": list(tokens), "merges": list(merges), "special": list(special)}:
+            texts = all(type(text) is str for text in (*tokens, *merges))
+            if texts and all(type(i) is int and 0 <= i < len(tokens) for i in special):
+                return Vocabulary(tokens, merges, special)
+    return None
 
 
 def _info(name: str) -> zipfile.ZipInfo:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import importlib.util
 import pathlib
 import warnings
 from collections.abc import Mapping
@@ -10,13 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import CheckpointError, CheckpointWarning, ModelNotFoundError
-from ..params import Array, Config, Params, check, listing, pack
+from ..errors import CheckpointError, CheckpointWarning, ConfigError, ModelNotFoundError
+from ..params import Array, Config, Params, check, listing, pack, shown
 from .arrays import FLOATS, QUANTISED, Tensor
-from .config import parse_config, read_fields
+from .config import FIELDS, parse_config, read_fields
 from .detect import open_source
 from .names import MASK_BUFFER, sizes
-from .source import Source, Vocabulary
+from .source import Assumption, Source, Vocabulary
 
 __all__ = ["Checkpoint", "Report", "inspect", "read", "settle"]
 
@@ -78,7 +80,7 @@ def read(
     dtype : dtype
         float32 or float64. float32 stored as float32 is not copied but mapped.
     config : mapping, optional
-        Config fields that go before those of the checkpoint.
+        Config fields that override the checkpoint's.
 
     Returns
     -------
@@ -99,7 +101,7 @@ def read(
     source = open_source(path)
     settled = settle(path, source, config or {})
     for text in settled.doubtful:
-        warnings.warn(f"{path}: {text}", CheckpointWarning, stacklevel=2)
+        warnings.warn(f"{path}: {text}", CheckpointWarning, stacklevel=3)
     # What is one tensor in the file is read and looked at once, whatever its names.
     tensors: dict[str, Array] = {}
     first_names: dict[int, str] = {}
@@ -111,7 +113,7 @@ def read(
             odd.append(name)
     if odd:
         warnings.warn(
-            f"{path}: NaN or infinite weights in {listing(odd)}", CheckpointWarning, stacklevel=2
+            f"{path}: NaN or infinite weights in {listing(odd)}", CheckpointWarning, stacklevel=3
         )
     params = pack(settled.config, tensors)
     return Checkpoint(settled.config, params, source.directory, source.vocabulary)
@@ -151,11 +153,18 @@ def inspect(path: pathlib.Path, config: Mapping[str, Any] | None = None) -> Repo
     report.directory, report.vocabulary = source.directory, source.vocabulary
     if report.problems and not (report.directory / "config.json").exists():
         return report  # one problem hides the other
+    report.notes = source.notes
     try:
         report.config = _config(path, source, config or {})
         report.notes = [*source.notes, *_assumptions(source, config or {})]
     except (CheckpointError, ModelNotFoundError) as error:
         report.problems.append(str(error))
+    quantised = {tensor.dtype for tensor in source.tensors.values()} & QUANTISED
+    if quantised and importlib.util.find_spec("gguf") is None:
+        report.problems.append(
+            f"{path}: to read {', '.join(sorted(quantised))} takes the package gguf: pip install "
+            f'"numpygpt[gguf]"'
+        )
     if report.config and source.tensors:
         try:
             settle(path, source, config or {})
@@ -186,7 +195,7 @@ def settle(path: pathlib.Path, source: Source, given: Mapping[str, Any]) -> Sett
         Names the checkpoint in messages.
     source : Source
     given : mapping
-        Config fields that go before those of the checkpoint.
+        Config fields that override the checkpoint's.
 
     Returns
     -------
@@ -198,10 +207,13 @@ def settle(path: pathlib.Path, source: Source, given: Mapping[str, Any]) -> Sett
         If they do not fit, or a tensor is of a type that cannot be read.
     """
     config = _config(path, source, given)
+    assumptions = _assumptions(source, given)
     used = {name: t for name, t in source.tensors.items() if not MASK_BUFFER.fullmatch(name)}
     if "vocab_size" in given:  # a padded vocabulary may be cut
         for name in {"wte.weight", "lm_head.weight"} & used.keys():
             if len(used[name].shape) == 2 and used[name].shape[0] > config.vocab_size:
+                surplus = used[name].shape[0] - config.vocab_size
+                assumptions.append(f"the last {surplus} rows of {name} are cut off, as asked for")
                 used[name] = used[name].rows(config.vocab_size)
     # A tied head may be stored too; then it must have a head's shape.
     stored_head = config.tie_word_embeddings and "lm_head.weight" in used
@@ -216,7 +228,7 @@ def settle(path: pathlib.Path, source: Source, given: Mapping[str, Any]) -> Sett
                 f"{path}: {name} is {tensor.dtype}; expected one of {', '.join(FLOATS)}"
             )
     doubtful = _assumptions(source, given, doubtful=True)
-    return Settled(config, used, _assumptions(source, given), doubtful)
+    return Settled(config, used, assumptions, doubtful)
 
 
 def without_tied_head(path: pathlib.Path, settled: Settled) -> dict[str, Tensor]:
@@ -235,30 +247,54 @@ def without_tied_head(path: pathlib.Path, settled: Settled) -> dict[str, Tensor]
         )
         if not same:
             raise CheckpointError(
-                f"{path}: lm_head.weight differs from wte.weight, but config.json ties them; set "
-                '"tie_word_embeddings": false if the model was trained with a head of its own'
+                f"{path}: lm_head.weight differs from wte.weight, but the config ties them; set "
+                f"tie_word_embeddings to false if the model was trained with a head of its own"
             )
     return tensors
 
 
 def _config(path: pathlib.Path, source: Source, given: Mapping[str, Any]) -> Config:
-    """The config of a source: what is given goes before what it says, before what is assumed."""
+    """The config of a source: what is given overrides what it says, and that what is assumed."""
+    if unknown := sorted(map(str, given.keys() - FIELDS - {"n_positions"})):
+        near = difflib.get_close_matches(unknown[0], FIELDS, n=1)
+        raise ConfigError(
+            f"config: unknown field {shown(repr(unknown[0]))}"
+            + (
+                f"; did you mean {near[0]!r}?"
+                if near
+                else f"; known are {', '.join(sorted(FIELDS))}"
+            )
+        )
     told, where = source.fields, str(path)
     if told is None:
         file = source.directory / "config.json"
         if file.exists() or not given:
             told, where = read_fields(file), str(file)
-        else:  # the shapes tell all but the number of heads
-            told = sizes(source.tensors)
+        else:
+            told = _from_shapes(source)
     assumed = {name: assumption.value for name, assumption in source.assumed.items()}
     fields = {**assumed, **told, **given}
-    if "n_ctx" in given or "n_positions" in given:  # two names of one field
-        fields.pop("n_ctx" if "n_ctx" not in given else "n_positions", None)
+    for name, other in (("n_ctx", "n_positions"), ("n_positions", "n_ctx")):
+        if name in given and other not in given:  # two names of one field
+            fields.pop(other, None)
     config = parse_config(fields, where)
     stored = [name for name in source.tensors if not MASK_BUFFER.fullmatch(name)]
     if config.bias and stored and not any(name.endswith(".bias") for name in stored):
+        if "bias" in fields:
+            raise CheckpointError(
+                f"{path}: not one bias is stored, but its config says bias = true"
+            )
+        why = "not one bias is stored; if the model had some, they were lost"
+        source.assumed["bias"] = Assumption(False, why, doubtful=True)
         return dataclasses.replace(config, bias=False)
     return config
+
+
+def _from_shapes(source: Source) -> dict[str, Any]:
+    """What shapes tell of the config: all sizes but the number of heads."""
+    why = "there is no config.json; a model of nanoGPT may need 'gelu'"
+    source.assumed.setdefault("activation_function", Assumption("gelu_new", why, doubtful=True))
+    return sizes(source.tensors)
 
 
 def _assumptions(source: Source, given: Mapping[str, Any], doubtful: bool = False) -> list[str]:

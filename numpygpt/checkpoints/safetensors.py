@@ -2,9 +2,9 @@
 
 Everything the header claims is checked against the size of the file before anything is believed.
 Tensors must tile the data exactly. What remains for a hostile file is its header: JSON of nothing
-but brackets becomes Python objects of 28 times its size (measured). A header may therefore take
-at most 1/32 of the file, or 256 KiB, so that reading it never takes more memory than the file's
-own size and 7 MiB. (gpt2-xl's takes 1/100000 of the file.)
+but brackets becomes Python objects of 28 times its size (measured). A header may therefore take at
+most 1/32 of the file, up to 4 MiB, or 256 KiB, so that reading it never takes more memory than the
+file's own size and 7 MiB. (gpt2-xl's takes 1/100000 of the file.)
 
 References
 ----------
@@ -30,6 +30,8 @@ from .json_files import parse_json
 __all__ = ["Entry", "SafetensorsFile", "write"]
 
 SMALL_HEADER = 2**18
+# 4 MiB take two seconds to read. gpt2-xl's has 60 KB.
+LARGEST_HEADER = 2**22
 
 # Bytes for each element of every type the format has in whole bytes.
 ITEM_BYTES = {
@@ -74,7 +76,7 @@ class SafetensorsFile:
         if size < 8:
             raise CheckpointError(f"{path}: {size} bytes, too short for a safetensors file")
         length = int.from_bytes(self._file.map[:8], "little")
-        most = min(size - 8, max(SMALL_HEADER, size // 32))
+        most = min(size - 8, max(SMALL_HEADER, min(size // 32, LARGEST_HEADER)))
         if length > most and path.suffix == ".json":
             raise CheckpointError(f"{path}: a JSON file; name its directory instead")
         if length > most:

@@ -21,14 +21,27 @@ from ..errors import ArgumentError, TokenizerError
 from ..params import Array, Config, Params, shapes
 from . import safetensors
 from .arrays import FLOATS, Tensor
-from .atomic import new_directory, new_file, require_room
+from .atomic import new_directory, new_file, require_absent, require_room
 from .config import config_fields
 from .source import END_OF_TEXT, Vocabulary
 
-__all__ = ["FORMATS", "KINDS", "Outgoing", "bytes_of", "format_of", "save", "stored_kinds", "write"]
+__all__ = [
+    "FORMATS",
+    "KINDS",
+    "Outgoing",
+    "Written",
+    "bytes_of",
+    "format_of",
+    "save",
+    "stored_kinds",
+    "write",
+]
 
 # Formats that can be written, and the ending that asks for each; any other name is a directory.
 FORMATS = {"safetensors": "", "npz": ".npz", "llm.c": ".bin", "gguf": ".gguf"}
+
+# Endings of formats that are read, or refused, but not written.
+READ_ONLY = {".pt", ".pth", ".ckpt", ".h5", ".keras", ".msgpack", ".onnx", ".index"}
 
 KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 
@@ -51,6 +64,14 @@ class Outgoing(NamedTuple):
     tensors: dict[str, Tensor]
     directory: pathlib.Path | None = None
     vocabulary: Vocabulary | None = None
+
+
+class Written(NamedTuple):
+    """What was written: with the zero biases that most formats need, each array in its type."""
+
+    config: Config
+    tensors: dict[str, Tensor]
+    kinds: dict[str, str]
 
 
 class Savable(Protocol):
@@ -94,6 +115,8 @@ def save(
         If the format cannot express the model, or a number does not fit `dtype`.
     OutputError
         If `path` exists or cannot be written.
+    ArgumentError
+        If `format` or `dtype` is unknown, or the format does not have it.
 
     Examples
     --------
@@ -119,12 +142,17 @@ def format_of(path: pathlib.Path, format: str | None) -> str:
     ('gguf', 'safetensors')
     """
     if format is None:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             raise ArgumentError(
                 f"{path}: name a directory, which gets model.safetensors and its config.json"
             )
         endings = {ending: name for name, ending in FORMATS.items() if ending}
-        return endings.get(path.suffix, "safetensors")
+        if path.suffix.lower() in READ_ONLY or path.match("pytorch_model*.bin"):
+            raise ArgumentError(
+                f"{path}: {path.suffix} of this kind is not written; name a directory for "
+                f"safetensors, or a file that ends in {', '.join(endings)}"
+            )
+        return endings.get(path.suffix.lower(), "safetensors")
     if format not in FORMATS:
         raise ArgumentError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
     return format
@@ -149,7 +177,7 @@ def write(
     format: str,
     dtype: str | None = None,
     on_bytes: Callable[[int, int], None] = lambda count, total: None,
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+) -> Written:
     """Write a model.
 
     Parameters
@@ -166,10 +194,7 @@ def write(
 
     Returns
     -------
-    tensors : dict of str to Tensor
-        The arrays as written: with the zero biases that some formats need.
-    kinds : dict of str to str
-        The type in which each was stored.
+    Written
 
     Raises
     ------
@@ -183,11 +208,14 @@ def write(
         wanted = {"llm.c": ("float32", "bfloat16"), "gguf": ("float32",)}[format]
         if dtype is None and format == "llm.c" and _all_are(tensors, "BF16"):
             dtype = "bfloat16"
+        if dtype is None and any(tensor.dtype == "F64" for tensor in tensors.values()):
+            raise ArgumentError(f"{format} has no float64; ask for float32 to have it rounded")
         dtype = dtype or "float32"
         if dtype not in wanted:
             raise ArgumentError(f"{format} is written in {' or '.join(wanted)}, not {dtype!r}")
     kinds = stored_kinds(tensors, dtype)
     total = bytes_of(tensors, kinds)
+    require_absent(path)
     require_room(path, total)
 
     def advance(count: int) -> None:
@@ -196,12 +224,13 @@ def write(
     if format == "safetensors":
         with new_directory(path) as directory:
             _fill(directory, outgoing, kinds, advance)
-        return tensors, kinds
+        return Written(config, tensors, kinds)
     with new_file(path) as file:
         if format == "npz":
             from . import npz
 
-            npz.write(file, _config_json(outgoing, kinds), tensors, kinds, advance)
+            config_json = _config_json(outgoing, kinds)
+            npz.write(file, config_json, tensors, kinds, advance, outgoing.vocabulary)
         elif format == "llm.c":
             from . import llmc
 
@@ -210,7 +239,7 @@ def write(
             from . import gguf
 
             gguf.write(file, config, tensors, outgoing.vocabulary, advance)
-    return tensors, kinds
+    return Written(config, tensors, kinds)
 
 
 def bytes_of(tensors: Mapping[str, Tensor], kinds: Mapping[str, str]) -> int:

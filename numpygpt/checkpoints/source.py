@@ -63,7 +63,7 @@ class Source:
         The config, in the words of ``config.json``; None if a ``config.json`` in `directory`
         has it.
     assumed : dict of str to Assumption
-        Config fields that the format leaves open. `fields` goes before it.
+        Config fields that the format leaves open. `fields` overrides it.
     notes : list of str
         What was decided on the way, for `inspect` and `convert` to tell.
     vocabulary : Vocabulary, optional

@@ -19,7 +19,7 @@ from ..errors import CheckpointError
 from ..params import Array, listing, shown
 from .archives import StoredZip
 from .arrays import FLOATS, DataFile, Tensor
-from .names import canonical, sizes
+from .names import MASK_BUFFER, canonical, sizes
 from .pickles import ITEM_BYTES, Budget, Record, StoredTensor, Stream, interpret
 from .source import Assumption, Source
 
@@ -286,7 +286,8 @@ def _mingpt(source: Source, old: bool) -> None:
     """The config of minGPT, which saves none: shapes tell most of it, and its code the rest."""
     fields = sizes(source.tensors)
     source.fields = fields
-    if fields["tie_word_embeddings"]:  # one array under two names, which minGPT never has
+    masks = any(MASK_BUFFER.fullmatch(name) for name in source.tensors)
+    if fields["tie_word_embeddings"] or not masks:  # minGPT has a head of its own, and masks
         source.format = f"nanoGPT weights, {source.format}"
         gelu = Assumption("gelu", NANOGPT_GELU, doubtful=True)
     else:

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if all went well, 2 if the input was unusable, 130 after Ctrl-C.
+        0 if all went well, 1 if a proof failed, 2 if the input was unusable, 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(
         prog="numpygpt",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import time
 from typing import Any
 
 from ..checkpoints.saving import FORMATS, KINDS
 from ..convert import Conversion, convert
 from .options import add_config, config_of
-from .terminal import one_line
+from .terminal import one_line, tell
 
 __all__ = ["add", "run"]
 
@@ -31,14 +32,17 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
         help="write a checkpoint in another format",
         description="Write a checkpoint in another format. DST is a directory with safetensors in\n"
         "the Hugging Face layout, or a file if it ends in .npz, .bin (llm.c) or .gguf.\n"
-        "It must not exist, and is there whole or not at all.",
+        "It must not exist, and is there whole or not at all. The exit code is 1 if the\n"
+        "proof fails.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="SRC", help="name, directory or file of any format")
     parser.add_argument("destination", metavar="DST", help="what to write")
     parser.add_argument(
-        "--format", metavar="{" + ",".join(FORMATS) + "}", help="where DST does not tell"
+        "--format",
+        metavar="{" + ",".join(FORMATS) + "}",
+        help="output format, if the name of DST does not tell",
     )
     parser.add_argument(
         "--dtype",
@@ -58,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     start = time.perf_counter()
-    with tqdm(unit="B", unit_scale=True, leave=False, disable=True if args.json else None) as bar:
+    # None: only where standard error is a terminal. It may also be closed.
+    silent = True if args.json or sys.stderr is None else None
+    with tqdm(unit="B", unit_scale=True, leave=False, disable=silent) as bar:
 
         def on_bytes(count: int, total: int) -> None:
             bar.total = total
@@ -96,13 +102,16 @@ def _print(done: Conversion, seconds: float) -> None:
     )
     if not done.proof:
         return
-    print("\nSHA-256 of every array as it was read, and as it was found in what was written")
+    print("\nSHA-256 of the numbers of every array, as read and, if it differs, as written")
     for name, before, after, _ in done.proof:
         print(f"{before}  {name}{'' if after == before else f': FOUND {after}'}")
     wrong = sum(array.before != array.after for array in done.proof)
+    if wrong:
+        tell("error", f"{done.destination}: {wrong} arrays differ from what was read; remove it")
+        return
     rounding = max(array.rounding for array in done.proof)
     told = f"rounded by at most {rounding:.3g}" if rounding else "no number was changed"
-    print(f"{len(done.proof) - wrong} of {len(done.proof)} arrays are equal; {told}")
+    print(f"all {len(done.proof)} arrays are equal; {told}")
 
 
 def _types(counts: dict[str, int]) -> str:

@@ -34,7 +34,7 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
         help="say what a checkpoint is",
         description="Print the config, size, tensors and tokenizer of a checkpoint, and what\n"
         "numpygpt would refuse about it. Weights are not read. The exit code is 2 if\n"
-        "it would not load.",
+        "it would not load, or its vocabulary could not be used.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -19,7 +19,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a config field that goes before the checkpoint's, such as n_head=6 or "
+        help="a config field that overrides the checkpoint's, such as n_head=6 or "
         "activation_function=gelu_new; may be given several times",
     )
 
