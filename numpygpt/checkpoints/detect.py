@@ -30,8 +30,8 @@ ENDINGS = {".safetensors", ".gguf", ".npz", ".pt", ".pth", ".ckpt", ".bin", ".ms
 
 # Why some files are refused, by how they begin.
 REFUSED = {
-    b"\x89HDF\r\n\x1a\n": "HDF5 (Keras, TensorFlow .h5), whose only readers are C libraries that "
-    "hostile files have crashed; save it again with transformers' save_pretrained",
+    b"\x89HDF\r\n\x1a\n": "HDF5 (Keras, TensorFlow .h5), whose usual reader is a C library that "
+    "hostile files can crash; save it again with transformers' save_pretrained",
     b"lmgg": "the GGML format that GGUF has replaced; convert the original again",
     b"tjgg": "the GGJT format that GGUF has replaced; convert the original again",
     b"\x1f\x8b": "compressed with gzip; unpack it first",
