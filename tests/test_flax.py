@@ -20,7 +20,7 @@ from support import nano, random_ids, random_tensors, run_page
 
 from numpygpt.checkpoints import flax, msgpack, reading
 from numpygpt.checkpoints.arrays import DataFile, encoded, from_bfloat16
-from numpygpt.errors import CheckpointError
+from numpygpt.errors import CheckpointError, CheckpointWarning
 from numpygpt.params import pack
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "flax"
@@ -253,7 +253,8 @@ def test_a_config_beside_the_file_is_needed_and_given_fields_will_do(path):
     path.write_bytes(packed(tree_of(tensors_of())))
     report = reading.inspect(path)
     assert "config.json: not found" in report.problems[0]
-    assert reading.read(path, config={"n_head": 2}).config == nano()
+    with pytest.warns(CheckpointWarning, match="activation_function = 'gelu_new' is assumed"):
+        assert reading.read(path, config={"n_head": 2}).config == nano()
 
 
 def test_a_tree_as_large_as_that_of_gpt2_xl_takes_a_tenth_of_the_values_allowed(path):

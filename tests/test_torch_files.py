@@ -214,7 +214,8 @@ def test_a_state_dict_without_config_can_be_described_by_fields(tmp_path):
     shutil.copy(FIXTURES / "hugging_face_zip" / "pytorch_model.bin", tmp_path)
     with pytest.raises(NumpyGPTError, match="n_head"):
         checkpoints.read(tmp_path)
-    found = checkpoints.read(tmp_path, config={"n_head": 2})
+    with pytest.warns(CheckpointWarning, match="activation_function = 'gelu_new' is assumed"):
+        found = checkpoints.read(tmp_path, config={"n_head": 2})
     assert found.config == nano()  # the GELU of GPT-2: these are not matrices of nn.Linear
     assert_params(found.params, expected(nano(), 1))
     assert checkpoints.inspect(tmp_path, {"n_head": 2}).format == "PyTorch (zip)"
@@ -320,12 +321,24 @@ def test_sizes_that_mingpt_names_have_its_heads_with_a_warning(tmp_path):
     ends = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     tensors = random_tensors(config, 12, np.float32)
     arrays = {k: v.T.copy() if k.endswith(ends) else v for k, v in tensors.items()}
+    arrays |= {f"h.{i}.attn.bias": np.tri(4, dtype=np.float32)[None, None] for i in range(3)}
     path = write(tmp_path, tw.save(arrays), "model.pt")
     with pytest.warns(CheckpointWarning, match="n_head = 3 is assumed"):
         found = checkpoints.read(path)
     assert found.config == config
     assert_params(found.params, expected(config, 12))
     assert checkpoints.read(path, config={"n_head": 4}).config.n_head == 4
+
+
+def test_a_head_that_was_copied_does_not_make_a_mingpt(tmp_path):
+    """minGPT stores its masks; without them the exact GELU is likelier, and a warning due."""
+    ends = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    tensors = random_tensors(nano(tie_word_embeddings=False), 12, np.float32)
+    arrays = {k: v.T.copy() if k.endswith(ends) else v for k, v in tensors.items()}
+    path = write(tmp_path, tw.save(arrays), "model.pt")
+    with pytest.warns(CheckpointWarning, match="activation_function = 'gelu' is assumed"):
+        found = checkpoints.read(path, config={"n_head": 2})
+    assert found.config == nano(tie_word_embeddings=False, activation_function="gelu")
 
 
 def test_a_state_dict_of_nanogpt_alone_is_one_of_nanogpt(tmp_path):
