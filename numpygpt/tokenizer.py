@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from .checkpoints.json_files import parse_json
+from .checkpoints.json_files import parse_json, require_regular
 from .checkpoints.locate import weights_directory
 from .checkpoints.source import END_OF_TEXT, Vocabulary
 from .errors import TokenError, TokenizerError
@@ -458,8 +458,7 @@ def _parts(text: str) -> list[str]:
 
 def _read(path: pathlib.Path) -> bytes:
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
-            raise TokenizerError(f"{path}: not a regular file")
+        require_regular(path, TokenizerError)
         if path.stat().st_size > 2**26:
             raise TokenizerError(f"{path}: over 64 MiB, which no vocabulary is")
         return path.read_bytes()

@@ -290,6 +290,20 @@ def test_a_damaged_vocabulary_in_npz_is_refused(tmp_path, damaged):
         read(tmp_path / "y.npz")
 
 
+def test_files_beside_a_checkpoint_with_its_own_vocabulary_are_another_models(tmp_path):
+    convert("shakespeare", tmp_path / "x.npz")
+    (tmp_path / "vocab.json").write_text("{}")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    convert(tmp_path / "x.npz", tmp_path / "target")
+    source = checkpoints.find("shakespeare")
+    for name in ("vocab.json", "merges.txt"):
+        expected = (source / name).read_text(encoding="utf-8").rstrip("\n")
+        found = (tmp_path / "target" / name).read_text(encoding="utf-8").rstrip("\n")
+        assert (
+            json.loads(found) == json.loads(expected) if name == "vocab.json" else found == expected
+        )
+
+
 def test_llmc_has_no_vocabulary_and_that_is_told(tmp_path):
     done = convert("shakespeare", tmp_path / "x.bin")
     assert any("no vocabulary: keep vocab.json" in note for note in done.notes)

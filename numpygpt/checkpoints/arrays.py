@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..params import Array
+from .json_files import require_regular
 
 __all__ = [
     "FLOATS",
@@ -137,8 +138,7 @@ class DataFile:
     def __init__(self, path: pathlib.Path):
         self.path = path
         try:
-            if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
-                raise CheckpointError(f"{path}: not a regular file")
+            require_regular(path, CheckpointError)
             with path.open("rb") as file:
                 self.size = file.seek(0, 2)
                 self.map: mmap.mmap | bytes = b""

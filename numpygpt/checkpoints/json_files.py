@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import ConfigError, NumpyGPTError
 
-__all__ = ["parse_json", "read_small"]
+__all__ = ["parse_json", "read_small", "require_regular"]
 
 
 def parse_json(text: bytes, source: str, kind: type[NumpyGPTError] = ConfigError) -> dict[str, Any]:
@@ -35,11 +35,16 @@ def parse_json(text: bytes, source: str, kind: type[NumpyGPTError] = ConfigError
     return value
 
 
+def require_regular(path: pathlib.Path, kind: type[NumpyGPTError]) -> None:
+    """Refuse what is there but is no file: opening a named pipe would wait for its writer."""
+    if path.exists() and not path.is_file():
+        raise kind(f"{path}: not a regular file")
+
+
 def read_small(path: pathlib.Path, kind: type[NumpyGPTError] = ConfigError) -> bytes:
     """A file of at most 1 MiB, which every config and index of a GPT-2 is."""
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
-            raise kind(f"{path}: not a regular file")
+        require_regular(path, kind)
         with path.open("rb") as file:
             text = file.read(2**20 + 1)
     except (FileNotFoundError, NumpyGPTError):

@@ -167,7 +167,7 @@ def inspect(path: pathlib.Path, config: Mapping[str, Any] | None = None) -> Repo
         )
     if report.config and source.tensors:
         try:
-            settle(path, source, config or {})
+            _fit(path, source, config or {}, report.config)
         except CheckpointError as error:
             report.problems.append(str(error))
     return report
@@ -206,7 +206,11 @@ def settle(path: pathlib.Path, source: Source, given: Mapping[str, Any]) -> Sett
     CheckpointError
         If they do not fit, or a tensor is of a type that cannot be read.
     """
-    config = _config(path, source, given)
+    return _fit(path, source, given, _config(path, source, given))
+
+
+def _fit(path: pathlib.Path, source: Source, given: Mapping[str, Any], config: Config) -> Settled:
+    """The tensors of a source, checked against a config."""
     assumptions = _assumptions(source, given)
     used = {name: t for name, t in source.tensors.items() if not MASK_BUFFER.fullmatch(name)}
     if "vocab_size" in given:  # a padded vocabulary may be cut
