@@ -16,7 +16,7 @@ from support import config_json, nano, random_tensors, safetensors_bytes, write_
 
 from numpygpt.checkpoints import inspect, read
 from numpygpt.checkpoints.arrays import Tensor
-from numpygpt.checkpoints.names import joined
+from numpygpt.checkpoints.names import canonical, joined
 from numpygpt.errors import CheckpointError, CheckpointWarning, ConfigError, ModelNotFoundError
 
 Tensors = dict[str, np.ndarray]
@@ -424,6 +424,34 @@ def test_a_shard_whose_name_is_too_long_for_the_system_is_refused(tmp_path, name
     weight_map = dict.fromkeys(tensors(), name)
     with pytest.raises((CheckpointError, ModelNotFoundError)):
         read(write_shards(tmp_path, two_shards(), weight_map))
+
+
+def test_old_mingpt_is_recognised_behind_a_wrapper():
+    gain = Tensor("F32", (8,), 32, lambda dtype: np.ones(8, dtype))
+    names = ["tok_emb.weight", "ln_f.weight", "blocks.0.ln1.weight"]
+    found, _ = canonical({f"module.{name}": gain for name in names}, "x")
+    assert list(found) == ["wte.weight", "ln_f.weight", "h.0.ln_1.weight"]
+
+
+@pytest.mark.parametrize("n_inner", [8, 5, 24])
+def test_orientation_is_told_by_the_shapes_that_can_tell(tmp_path, n_inner):
+    config = nano(n_inner=n_inner)
+    stored = random_tensors(config, dtype=np.float32)
+    ends = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    turned = {n: a.T.copy() if n.endswith(ends) else a for n, a in stored.items()}
+    one = read(write_checkpoint(tmp_path / "one", config, stored)).params
+    assert_equal_params(read(write_checkpoint(tmp_path / "other", config, turned)).params, one)
+    notes = inspect(tmp_path / "one").notes, inspect(tmp_path / "other").notes
+    assert [len(each) for each in notes] == [0, 1]
+
+
+def test_one_tensor_with_two_names_stays_one_when_it_is_turned():
+    shapes = {"ln_f.weight": (8,), "h.0.attn.c_attn.weight": (24, 8)}
+    held = {n: Tensor("F32", s, 0, lambda dtype, s=s: np.ones(s, dtype)) for n, s in shapes.items()}
+    held["h.1.attn.c_attn.weight"] = held["h.0.attn.c_attn.weight"]
+    found, notes = canonical(held, "x")
+    assert notes
+    assert found["h.0.attn.c_attn.weight"] is found["h.1.attn.c_attn.weight"]
 
 
 def test_parts_of_different_types_are_joined_without_rounding():
