@@ -141,9 +141,10 @@ def _stored_out_in(tensors: Mapping[str, Tensor]) -> bool:
     """Whether every matrix whose shape can tell is (out, in); attn.c_proj is square and cannot."""
     gain = tensors.get("ln_f.weight")
     width = gain.shape[0] if gain is not None and len(gain.shape) == 1 else None
-    # The axis that has the width of the residual stream when the matrix is (out, in).
+    # The axis that has the width of the residual stream when the matrix is (out, in). A square
+    # matrix cannot tell.
     told = [
-        len(tensor.shape) == 2 and tensor.shape[axis] == width and tensor.shape[1 - axis] != width
+        len(tensor.shape) == 2 and tensor.shape[axis] == width
         for end, axis in (
             ("attn.c_attn.weight", 1),
             ("mlp.c_fc.weight", 1),
@@ -157,10 +158,7 @@ def _stored_out_in(tensors: Mapping[str, Tensor]) -> bool:
 
 def _turned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The matrices that :data:`LINEAR` names, transposed; what was one tensor stays one."""
-    turned: dict[int, Tensor] = {}
-    for name, tensor in tensors.items():
-        if LINEAR.fullmatch(name) and id(tensor) not in turned:
-            turned[id(tensor)] = tensor.transposed()
+    turned = {id(t): t.transposed() for name, t in tensors.items() if LINEAR.fullmatch(name)}
     return {
         name: turned[id(tensor)] if LINEAR.fullmatch(name) else tensor
         for name, tensor in tensors.items()
