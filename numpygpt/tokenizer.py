@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import codecs
 import functools
 import itertools
 import operator
@@ -21,6 +20,7 @@ from .checkpoints.json_files import parse_json, require_regular
 from .checkpoints.locate import weights_directory
 from .checkpoints.source import END_OF_TEXT, Vocabulary
 from .errors import TokenError, TokenizerError
+from .text import UNKNOWN, TextStream
 
 __all__ = ["END_OF_TEXT", "TextStream", "Tokenizer"]
 
@@ -224,9 +224,30 @@ class Tokenizer:
         stream = self.stream()
         return "".join([stream.feed(i) for i in ids]) + stream.end()
 
-    def stream(self) -> TextStream:
-        """A decoder for tokens that come one at a time."""
-        return TextStream(self)
+    def size(self, ids: Iterable[int]) -> int:
+        """How many bytes some tokens are; an id without a token is U+FFFD, three bytes."""
+        return sum(len(self.token_bytes.get(int(i), UNKNOWN)) for i in ids)
+
+    def stream(self, stop: Iterable[str] = ()) -> TextStream:
+        r"""A decoder for tokens that come one at a time.
+
+        Parameters
+        ----------
+        stop : iterable of str
+            Texts that end the stream; see :class:`numpygpt.text.TextStream`.
+
+        Returns
+        -------
+        TextStream
+
+        Examples
+        --------
+        >>> tokenizer = Tokenizer.gpt2()
+        >>> stream = tokenizer.stream(stop=["\n"])
+        >>> [stream.feed(i) for i in tokenizer.encode("\N{CLAPPING HANDS SIGN}!\nMore")]
+        ['', '👏', '!', '', '']
+        """
+        return TextStream(self.token_bytes, stop)
 
     # -- files ---------------------------------------------------------------------------------
 
@@ -407,41 +428,6 @@ class Tokenizer:
             return cls(tokens, ids, special)
         except TokenizerError as error:
             raise TokenizerError(f"{source}: {error}") from None
-
-
-class TextStream:
-    """Tokens in, text out, never half a character.
-
-    A character can take several tokens. Bytes that may still become one are held back until it is
-    complete, or until it cannot be any more.
-
-    Parameters
-    ----------
-    tokenizer : Tokenizer
-
-    Examples
-    --------
-    >>> tokenizer = Tokenizer.gpt2()
-    >>> stream = tokenizer.stream()
-    >>> [stream.feed(i) for i in tokenizer.encode("\N{CLAPPING HANDS SIGN}!")]
-    ['', '👏', '!']
-    """
-
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def feed(self, token: int) -> str:
-        """The text that this token completes; often the empty string."""
-        try:
-            token = operator.index(token)
-        except TypeError:
-            raise TokenError(f"expected a token id, received {token!r}") from None
-        return self._decoder.decode(self._tokenizer.token_bytes.get(token, b"\xef\xbf\xbd"))
-
-    def end(self) -> str:
-        """What is left when no token follows: U+FFFD for an incomplete character."""
-        return self._decoder.decode(b"", final=True)
 
 
 def _parts(text: str) -> list[str]:

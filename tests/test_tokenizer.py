@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from numpygpt import tokenizer
 from numpygpt.checkpoints.locate import weights_directory
 from numpygpt.errors import TokenError, TokenizerError
-from numpygpt.tokenizer import END_OF_TEXT, TextStream, Tokenizer
+from numpygpt.text import TextStream
+from numpygpt.tokenizer import END_OF_TEXT, Tokenizer
 
 GPT2 = Tokenizer.gpt2()
 MERGES = weights_directory() / "gpt2" / "vocab.bpe"
@@ -195,7 +196,7 @@ def test_an_id_without_a_token_has_no_bytes_but_can_be_shown():
 
 
 def check_stream(ids: list[int]) -> None:
-    stream, seen, text = TextStream(GPT2), b"", ""
+    stream, seen, text = TextStream(GPT2.token_bytes), b"", ""
     for i in ids:
         text += stream.feed(i)
         seen += GPT2.decode_bytes([i])
