@@ -83,6 +83,20 @@ class Cache:
             raise ContextError(f"cannot truncate a cache of {self.length} tokens to {length}")
         self.length = length
 
+    def copy_from(self, other: Cache) -> None:
+        """Hold the tokens of another cache: a sequence that goes on in two ways needs two.
+
+        Raises
+        ------
+        ContextError
+            If they do not fit.
+        """
+        if other.length > self.capacity:
+            raise ContextError(f"{other.length} tokens do not fit into a cache of {self.capacity}")
+        self.keys[:, :, : other.length] = other.keys[:, :, : other.length]
+        self.values[:, :, : other.length] = other.values[:, :, : other.length]
+        self.length = other.length
+
 
 class Segment(NamedTuple):
     """The new tokens of one sequence: their place among the packed rows, and their cache."""

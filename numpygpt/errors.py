@@ -14,12 +14,15 @@ unknown model 'shakespear': not a directory or file, not a known name. Did you m
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "ArgumentError",
     "CheckpointError",
     "CheckpointWarning",
     "ConfigError",
     "ContextError",
+    "Interrupted",
     "ModelNotFoundError",
     "NumpyGPTError",
     "OutputError",
@@ -66,3 +69,19 @@ class TokenizerError(NumpyGPTError, ValueError):
 
 class CheckpointWarning(UserWarning):
     """A checkpoint loads but holds something its owner should look at, such as NaN weights."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C came while results were being made. What was made is kept.
+
+    Not a :class:`NumpyGPTError`: like every ``KeyboardInterrupt`` it passes ``except Exception``.
+
+    Attributes
+    ----------
+    results : object
+        What the call would have returned, as far as it had come.
+    """
+
+    def __init__(self, results: Any):
+        super().__init__()
+        self.results = results

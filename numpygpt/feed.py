@@ -71,11 +71,34 @@ class Feeder:
         if waiting:
             yield from self._forward(waiting, new, caches)
 
-    def last(self, new: Sequence[Array], caches: Sequence[Cache]) -> Array:
-        """Read the new ids of each sequence; return the last hidden state of each, (B, C)."""
-        last = np.empty((len(new), self.config.n_embd), self.params.wpe.dtype)
-        for piece in self.pieces(new, caches):
-            last[piece.sequence] = piece.hidden[-1]  # of a sequence's pieces, the last one stays
+    def last(
+        self,
+        new: Sequence[Array],
+        caches: Sequence[Cache],
+        counts: Sequence[int] | None = None,
+    ) -> Array:
+        """Read the new ids of each sequence; return the last hidden states of each.
+
+        Parameters
+        ----------
+        new : sequence of (T,) ndarray of int
+        caches : sequence of Cache
+        counts : sequence of int, optional
+            How many of each sequence, 1 to T; one if None.
+
+        Returns
+        -------
+        (N, C) ndarray
+            One sequence after another, N the sum of `counts`.
+        """
+        counts = [1] * len(new) if counts is None else counts
+        starts = np.cumsum([0, *counts])
+        last = np.empty((starts[-1], self.config.n_embd), self.params.wpe.dtype)
+        for sequence, start, hidden in self.pieces(new, caches):
+            first = len(new[sequence]) - counts[sequence]  # the first token that is asked for
+            hidden = hidden[max(0, first - start) :]
+            row = starts[sequence] + max(0, start - first)
+            last[row : row + len(hidden)] = hidden
         return last
 
     def logits(self, hidden: Array, out: Array | None = None) -> Array:

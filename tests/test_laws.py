@@ -16,7 +16,8 @@ import numpygpt
 from numpygpt import ops
 from numpygpt.api import Model
 from numpygpt.cache import Cache, segments
-from numpygpt.decoding import choose, log_probability, temperature, top_k
+from numpygpt.decoding import choose, log_probability
+from numpygpt.decoding.filters import temperature, top_k
 from numpygpt.errors import ContextError
 from numpygpt.model import attend, forward, split_heads, unembed
 from numpygpt.params import Config, Linear, pack
@@ -520,7 +521,9 @@ def test_a_sequence_that_stops_leaves_the_batch_and_the_others_go_on(model):
 def test_on_step_sees_the_new_token_of_each_running_sequence(model):
     prompts, seen = [[3, 1, 4], [5], [9, 2]], []
     free = model.generate(prompts, max_new_tokens=6, chunk=1, on_step=seen.append)
-    assert seen == [list(step) for step in zip(*(row.ids for row in free), strict=True)]
+    tokens = [[step.token for step in steps] for steps in seen]
+    assert tokens == [list(step) for step in zip(*(row.ids for row in free), strict=True)]
+    assert [[step.sequence for step in steps] for steps in seen] == [[0, 1, 2]] * 6
     stop, seen = free[1].ids[0], []
     rows = model.generate(prompts, max_new_tokens=6, chunk=1, stop_ids=[stop], on_step=seen.append)
     lengths = [len(row.ids) + (row.finish_reason == "stop") for row in rows]

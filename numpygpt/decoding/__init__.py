@@ -1,16 +1,23 @@
 """Choosing the next token, again and again."""
 
-from .filters import temperature, top_k
-from .generate import Generation, Settings, Step, decode
+from .beam import BeamSettings, beam_search
+from .filters import ORDERS, History, chain
+from .generate import Generation, Step, decode, fitted
 from .sample import choose, log_probability
+from .settings import Options, Settings
 
 __all__ = [
+    "ORDERS",
+    "BeamSettings",
     "Generation",
+    "History",
+    "Options",
     "Settings",
     "Step",
+    "beam_search",
+    "chain",
     "choose",
     "decode",
+    "fitted",
     "log_probability",
-    "temperature",
-    "top_k",
 ]

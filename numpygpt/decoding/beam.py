@@ -1,0 +1,299 @@
+"""Beam search: keep the few most probable texts at every step instead of only the best one.
+
+A beam is a continuation of the prompt with the sum of its log-probabilities. At each step every
+running beam is continued by every token, and the best of all these candidates run on. A candidate
+that ends with a stop token, or has all tokens it may have, is finished. Finished candidates are
+ranked by ``sum / length ** length_penalty``, since a sum alone favours short texts.
+
+In all that decides which texts are found this follows ``generate(num_beams=...)`` of Hugging
+Face's transformers 5.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ..cache import Cache
+from ..errors import ArgumentError, ContextError
+from ..feed import CHUNK, Feeder
+from ..params import Array, Config, Params
+from .filters import History
+from .generate import Generation
+from .sample import require_finite
+from .settings import Settings, _shown
+
+__all__ = ["BeamSettings", "beam_search"]
+
+# A text of a million tokens to this power is still a float64.
+STEEPEST = 50
+
+# What beam search shares with the other ways of decoding.
+SHARED = ("max_new_tokens", "min_new_tokens", "stop_ids", "no_repeat_ngram", "banned", "chunk")
+
+
+class Beam(NamedTuple):
+    """A continuation of the prompt.
+
+    Attributes
+    ----------
+    ids : tuple of int
+        The new tokens.
+    logprobs : tuple of float
+        Of each under the model itself, in nats.
+    total : float
+        Their sum.
+    cache : Cache
+        Has read everything but the last token. Candidates with the same parent share one.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    total: float
+    cache: Cache
+
+
+@dataclass(frozen=True)
+class BeamSettings:
+    """How to search. None means off.
+
+    Parameters
+    ----------
+    max_new_tokens, min_new_tokens, stop_ids, no_repeat_ngram, banned, chunk
+        As in :class:`~numpygpt.decoding.Settings`. What these rule out is not a candidate.
+    beams : int
+        How many beams run at a time, at least 1, and how many finished ones are kept.
+    n : int
+        How many of these are returned, 1 to `beams`.
+    length_penalty : float
+        The power p in the score, sum of log-probabilities / length ** p. The sum is negative, so
+        1, the mean, favours longer texts than 0 does. From -50 to 50.
+    early_stopping : bool or "never"
+        When to end the search once `beams` texts are finished. True: at once. False: when the
+        best running beam, were it to end at its present length, would not beat the worst of
+        them. ``"never"``: when it could not beat it at any length.
+
+    Raises
+    ------
+    ArgumentError, TokenError
+        If a value is out of range.
+
+    Examples
+    --------
+    >>> BeamSettings(beams=4, n=2, stop_ids=[0]).stop_ids
+    (0,)
+    """
+
+    max_new_tokens: int = 100
+    min_new_tokens: int = 0
+    beams: int = 4
+    n: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    stop_ids: Iterable[int] = ()
+    no_repeat_ngram: int | None = None
+    banned: Iterable[int | Sequence[int]] = ()
+    chunk: int = CHUNK
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self.decoding).items():
+            if name in SHARED:
+                object.__setattr__(self, name, value)
+        object.__setattr__(self, "beams", _whole("beams", self.beams, None))
+        object.__setattr__(self, "n", _whole("n", self.n, self.beams))
+        p, early = self.length_penalty, self.early_stopping
+        number = isinstance(p, int | float | np.number) and not isinstance(p, bool)
+        if not number or not abs(p) <= STEEPEST:
+            raise ArgumentError(
+                f"length_penalty must be a number from -{STEEPEST} to {STEEPEST}, not {_shown(p)}"
+            )
+        object.__setattr__(self, "length_penalty", float(p))
+        if not isinstance(early, bool) and not (isinstance(early, str) and early == "never"):
+            raise ArgumentError(
+                f"early_stopping must be True, False or 'never', not {_shown(early)}"
+            )
+
+    def score(self, beam: Beam) -> float:
+        """What finished beams are ranked by."""
+        return beam.total / math.pow(len(beam.ids), self.length_penalty)
+
+    @functools.cached_property
+    def decoding(self) -> Settings:
+        """The settings that other ways of decoding have, too, checked."""
+        return Settings(**{name: getattr(self, name) for name in SHARED})
+
+
+def _whole(name: str, value: Any, most: int | None) -> int:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not value >= 1 or (most is not None and value > most):
+        bounds = "1 up" if most is None else f"1 to beams = {most}"
+        raise ArgumentError(f"{name} must be an integer from {bounds}, not {_shown(value)}")
+    return int(value)
+
+
+def beam_search(
+    prompt: Array, settings: BeamSettings, params: Params, config: Config
+) -> list[Generation]:
+    """Search for the continuations with the best scores.
+
+    Parameters
+    ----------
+    prompt : (T,) ndarray of int
+        At least one id.
+    settings : BeamSettings
+    params : Params
+    config : Config
+
+    Returns
+    -------
+    list of Generation
+        The `n` best, best first; fewer if there are not so many. ``score`` counts the stop token
+        that ended a text, though ``ids`` and ``logprobs`` leave it out.
+
+    Raises
+    ------
+    ContextError
+        At once, if the prompt and the new tokens do not fit.
+    ArgumentError
+        If the settings rule out every token of every beam.
+
+    Examples
+    --------
+    >>> import numpygpt
+    >>> model = numpygpt.load("shakespeare")
+    >>> prompt = np.array(model.tokenizer.encode("ROMEO:"))
+    >>> settings = BeamSettings(max_new_tokens=8, beams=3, n=2)
+    >>> best, second = beam_search(prompt, settings, model.params, model.config)
+    >>> best.score > second.score
+    True
+    """
+    new_tokens = settings.max_new_tokens
+    capacity = len(prompt) + new_tokens - 1  # the last token is never read
+    if capacity > config.n_ctx:
+        raise ContextError(
+            f"{len(prompt)} prompt + {new_tokens} new tokens are more than the "
+            f"{config.n_ctx + 1} that {config.n_ctx} positions allow; shorten the prompt or ask "
+            f"for fewer"
+        )
+    if not new_tokens:
+        return [Generation(prompt.tolist(), score=0.0)]
+    feeder = Feeder(params, config, max(len(prompt), settings.beams), capacity, settings.chunk)
+    new_cache = functools.partial(Cache, config, capacity, params.wpe.dtype)
+    running = [Beam((), (), 0.0, new_cache())]
+    finished: list[Beam] = []
+    for made in range(1, new_tokens + 1):
+        candidates = _candidates(prompt, running, feeder, settings)
+        over = [made == new_tokens or beam.ids[-1] in settings.stop_ids for beam in candidates]
+        # Only the very best may finish. Those after them are there to run on in their place.
+        best = zip(candidates[: settings.beams], over, strict=False)
+        finished += [beam for beam, is_over in best if is_over]
+        finished = sorted(finished, key=settings.score, reverse=True)[: settings.beams]
+        going = [beam for beam, is_over in zip(candidates, over, strict=True) if not is_over]
+        if not going or _settled(going[0], finished, settings):
+            break
+        running = _separate(going[: settings.beams], running, new_cache)
+    if not finished:
+        raise ArgumentError("the settings rule out every token of every beam; allow more")
+    return [_generation(prompt, beam, settings) for beam in finished[: settings.n]]
+
+
+def _candidates(
+    prompt: Array, running: Sequence[Beam], feeder: Feeder, settings: BeamSettings
+) -> list[Beam]:
+    """The best continuations of the running beams by one token, best first.
+
+    So many that `beams` of them do not end with a stop token. Among equals those of the lower
+    beam come first, then the lower ids.
+    """
+    new = [np.array(beam.ids[-1:]) if beam.ids else prompt for beam in running]
+    logits = feeder.logits(feeder.last(new, [beam.cache for beam in running]))
+    logprobs = np.stack([_log_softmax(row) for row in logits])  # (B, V)
+    totals = np.stack(
+        [
+            beam.total + _filtered(row, beam, prompt, settings)
+            for row, beam in zip(logprobs, running, strict=True)
+        ]
+    )  # (B, V)
+    candidates = []
+    for place in _largest(totals.ravel(), settings.beams * (1 + len(tuple(settings.stop_ids)))):
+        row, token = divmod(int(place), totals.shape[1])
+        parent, total = running[row], float(totals[row, token])
+        own = (*parent.logprobs, float(logprobs[row, token]))
+        candidates.append(Beam((*parent.ids, token), own, total, parent.cache))
+    return candidates
+
+
+def _log_softmax(logits: Array) -> Array:
+    """Logits (V,) -> log-probabilities (V,) in float64, in nats."""
+    shifted: Array = logits.astype(np.float64) - require_finite(logits)
+    with np.errstate(under="ignore"):  # a probability below 1e-308 is 0
+        shifted -= np.log(np.exp(shifted).sum())
+    return shifted
+
+
+def _filtered(logprobs: Array, beam: Beam, prompt: Array, settings: BeamSettings) -> Array:
+    """The log-probabilities (V,), -inf where the settings rule a token out."""
+    if settings.decoding.filters:
+        history = History(np.array([*prompt, *beam.ids]), len(prompt))
+        for filter in settings.decoding.filters:
+            logprobs = filter.apply(logprobs, history)
+    return logprobs
+
+
+def _largest(values: Array, count: int) -> Array:
+    """The places of the `count` largest, largest first, the lower among equals; never -inf."""
+    threshold = np.partition(values, -count)[-count] if count < len(values) else -np.inf
+    places = np.flatnonzero((values >= threshold) & (values > -np.inf))
+    return places[np.argsort(-values[places], kind="stable")][:count]
+
+
+def _settled(best: Beam, finished: Sequence[Beam], settings: BeamSettings) -> bool:
+    """Whether what is running, `best` first, need not run on."""
+    if len(finished) < settings.beams:
+        return False
+    if settings.early_stopping is True:
+        return True
+    # A total only falls. What a long text divides it by makes up for that in part if p > 0.
+    longest = settings.early_stopping == "never" and settings.length_penalty > 0
+    length = settings.max_new_tokens if longest else len(best.ids)
+    return best.total / math.pow(length, settings.length_penalty) <= settings.score(finished[-1])
+
+
+def _separate(
+    going: Sequence[Beam], running: Sequence[Beam], new_cache: Callable[[], Cache]
+) -> list[Beam]:
+    """Give each beam a cache of its own.
+
+    The first child of a beam goes on with its cache. Others need a copy, into the cache of a beam
+    that has no children if there is one.
+    """
+    free = list({beam.cache for beam in running} - {beam.cache for beam in going})
+    taken: set[Cache] = set()
+    separate = []
+    for beam in going:
+        cache = beam.cache
+        if cache in taken:
+            cache = free.pop() if free else new_cache()
+            cache.copy_from(beam.cache)
+        taken.add(cache)
+        separate.append(beam._replace(cache=cache))
+    return separate
+
+
+def _generation(prompt: Array, beam: Beam, settings: BeamSettings) -> Generation:
+    stopped = beam.ids[-1] in settings.stop_ids
+    made = len(beam.ids) - stopped
+    return Generation(
+        prompt.tolist(),
+        list(beam.ids[:made]),
+        list(beam.logprobs[:made]),
+        finish_reason="stop" if stopped else "length",
+        stop=beam.ids[-1] if stopped else None,
+        passes=len(beam.ids),
+        score=settings.score(beam),
+    )
