@@ -9,11 +9,25 @@ Start with :func:`load`; read :mod:`numpygpt.model`, which is GPT-2 from top to 
 """
 
 from . import errors
-from .api import Model, load
+from .api import Model
 from .cache import Cache
-from .decoding import Generation
+from .decoding import Generation, Settings
+from .loading import load
 from .params import Config, Params
+from .scoring import Divergence, Score
 
-__all__ = ["Cache", "Config", "Generation", "Model", "Params", "__version__", "errors", "load"]
+__all__ = [
+    "Cache",
+    "Config",
+    "Divergence",
+    "Generation",
+    "Model",
+    "Params",
+    "Score",
+    "Settings",
+    "__version__",
+    "errors",
+    "load",
+]
 
 __version__ = "0.1.0"

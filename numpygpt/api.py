@@ -2,149 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import functools
-import os
-import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, TypedDict, Unpack, overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias, Unpack, overload
 
 import numpy as np
 
-from . import checkpoints
 from .cache import Cache, segments
-from .checkpoints.source import Vocabulary
-from .decoding import Generation, Settings, Step, decode
-from .errors import ArgumentError, ContextError, TokenError, TokenizerError
+from .decoding import (
+    BeamSettings,
+    Generation,
+    Options,
+    Settings,
+    Step,
+    beam_search,
+    decode,
+    fitted,
+)
+from .errors import ArgumentError, ContextError, Interrupted, TokenError, TokenizerError
 from .feed import CHUNK, Feeder
 from .model import forward, unembed
 from .params import Array, Config, Params
 from .plans import Traced
-from .tokenizer import TextStream, Tokenizer
+from .scoring import (
+    Divergence,
+    FirstToken,
+    Rows,
+    Score,
+    divergence,
+    score,
+    window_and_stride,
+)
+from .tokenizer import Tokenizer
 
-__all__ = ["Model", "load", "tokenizer_for"]
+__all__ = ["Model", "Stream"]
 
 Prompt: TypeAlias = "str | Sequence[int] | Array"
-
-DTYPES = {"float32": np.float32, "float64": np.float64}
-
-# Vocabulary files that cannot be used alone. Where one lies, GPT-2's vocabulary is not meant.
-PARTS = ("vocab.json", "merges.txt", "encoder.json", "vocab.txt", "spiece.model")
-
-
-class Options(TypedDict, total=False):
-    """The settings of ``generate``, for type checkers."""
-
-    max_new_tokens: int
-    temperature: float | None
-    top_k: int | None
-    seed: int | None
-    stop_ids: Iterable[int] | None
-    chunk: int
-    on_step: Callable[[list[int]], None] | None
-
-
-def load(
-    source: str | os.PathLike[str],
-    dtype: str = "float32",
-    config: Mapping[str, Any] | None = None,
-) -> Model:
-    """Load a model.
-
-    Parameters
-    ----------
-    source : str or path
-        The name of a bundled model (``"shakespeare"``); a checkpoint file of any format that
-        the README lists, or its directory; or a Hugging Face name (``"gpt2"``) whose files an
-        earlier download has left on this machine. The network is never used.
-    dtype : {"float32", "float64"}
-        What to compute in. float32 maps float32 files instead of copying them; float64 is the
-        high-precision check.
-    config : mapping, optional
-        Config fields, by the names of :class:`Config`, that override the checkpoint's: what its
-        format does not say (``{"n_head": 6}``), or says wrongly.
-
-    Returns
-    -------
-    Model
-
-    Raises
-    ------
-    ModelNotFoundError
-        If there is no such model.
-    CheckpointError
-        If its files are damaged or do not fit each other.
-    ArgumentError
-        If `dtype` is another one.
-
-    Warns
-    -----
-    CheckpointWarning
-        If weights are NaN or infinite, or the format leaves open what changes the model (whether
-        a nanoGPT checkpoint has the exact GELU); it says what was assumed.
-
-    Examples
-    --------
-    >>> import numpygpt
-    >>> model = numpygpt.load("shakespeare")
-    >>> model.config.n_layer
-    4
-    """
-    try:
-        name = np.dtype(dtype).name
-    except TypeError:
-        name = ""
-    if name not in DTYPES:
-        raise ArgumentError(f"dtype must be {' or '.join(map(repr, DTYPES))}, not {dtype!r}")
-    if config is not None and not isinstance(config, Mapping):
-        raise ArgumentError(f"config must be a mapping of fields, not {type(config).__name__}")
-    path = checkpoints.find(source)
-    settled, params, directory, vocabulary = checkpoints.read(path, DTYPES[name], config)
-    return Model(settled, params, tokenizer_for(directory, settled, vocabulary))
-
-
-def tokenizer_for(
-    directory: pathlib.Path, config: Config, vocabulary: Vocabulary | None = None
-) -> Callable[[], Tokenizer] | None:
-    """What makes the tokenizer that belongs to a checkpoint, or None if it has none.
-
-    The vocabulary that a file carries in itself goes before the files beside it.
-    """
-    if vocabulary is not None:
-        return functools.partial(_carried, vocabulary, directory, config.vocab_size)
-    if Tokenizer.locate(directory) is None:
-        part = next((name for name in PARTS if (directory / name).exists()), None)
-        # 50304 is 50257 rounded up to a multiple of 128, as nanoGPT and llm.c store it.
-        if part is None and config.vocab_size in (50257, 50304):
-            return Tokenizer.gpt2
-        return None if part is None else functools.partial(_incomplete, directory / part)
-    return functools.partial(_fitting, directory, config.vocab_size)
-
-
-def _carried(vocabulary: Vocabulary, source: pathlib.Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a checkpoint's own vocabulary, without what fills up rows that were cut."""
-    surplus = range(vocab_size, len(vocabulary.tokens))
-    if not set(surplus) <= set(vocabulary.special):
-        raise TokenizerError(
-            f"{source}: the vocabulary has {len(vocabulary.tokens)} tokens, but the model only "
-            f"{vocab_size}: they do not belong together"
-        )
-    special = [i for i in vocabulary.special if i < vocab_size]
-    cut = Vocabulary(vocabulary.tokens[:vocab_size], vocabulary.merges, special)
-    return Tokenizer.from_vocabulary(cut, source)
-
-
-def _incomplete(part: pathlib.Path) -> Tokenizer:
-    raise TokenizerError(f"{part}: a vocabulary needs more files than this one beside it")
-
-
-def _fitting(directory: pathlib.Path, vocab_size: int) -> Tokenizer:
-    tokenizer = Tokenizer.from_directory(directory)
-    if tokenizer.last_id >= vocab_size:
-        raise TokenizerError(
-            f"{directory}: the vocabulary has ids up to {tokenizer.last_id}, but the model has "
-            f"{vocab_size} tokens: these files do not belong together"
-        )
-    return tokenizer
 
 
 class Model:
@@ -296,26 +191,17 @@ class Model:
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
-        self, prompt: str | Array, **options: Unpack[Options]
+        self, prompt: str | Array, **settings: Unpack[Options]
     ) -> Generation: ...
     @overload
-    def generate(self, prompt: Sequence[int], **options: Unpack[Options]) -> Generation: ...
+    def generate(self, prompt: Sequence[int], **settings: Unpack[Options]) -> Generation: ...
     @overload
     def generate(
-        self, prompt: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[Options]
+        self, prompt: Sequence[str] | Sequence[Sequence[int]], **settings: Unpack[Options]
     ) -> list[Generation]: ...
     def generate(
-        self,
-        prompt: Any,
-        *,
-        max_new_tokens: int = 100,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        seed: int | None = None,
-        stop_ids: Iterable[int] | None = None,
-        chunk: int = CHUNK,
-        on_step: Callable[[list[int]], None] | None = None,
-    ) -> Generation | list[Generation]:
+        self, prompt: Any, **settings: Any
+    ) -> Generation | list[Generation] | list[list[Generation]]:
         """Continue a prompt, or several.
 
         Parameters
@@ -323,33 +209,29 @@ class Model:
         prompt : str, sequence of int, or a list of these
             An empty prompt (``""`` or an empty array) starts from end-of-text, where the
             tokenizer has one. Special tokens in a text are plain text.
-        max_new_tokens : int
-        temperature : float, optional
-            Divides the logits before a token is drawn; greedy if None or 0.
-        top_k : int, optional
-            Draw from the k likeliest tokens only.
-        seed : int, optional
-            Makes the draws repeatable. Every sequence has a generator of its own, so the same
-            prompt twice in a list gives the same text twice.
-        stop_ids : iterable of int, optional
-            Tokens that end a sequence; the tokenizer's end-of-text if None, ``()`` never stops.
-        chunk : int
-            Most rows in one forward pass; with 1 nothing depends on the batch, to the last bit.
-        on_step : function, optional
-            Called after every step with the new token of each running sequence.
+        **settings
+            ``max_new_tokens=100``, ``temperature``, ``top_k``, ``seed``, ``stop`` and all the
+            others of :class:`numpygpt.Settings`, which explains each. ``stop_ids`` is the
+            tokenizer's end-of-text unless it is given; ``()`` never stops. ``on_step`` is a
+            function that is called after every step with its list of
+            :class:`numpygpt.decoding.Step`.
 
         Returns
         -------
         Generation or list of Generation
             A list for a list of prompts. Each result is the one its prompt would have had alone,
-            up to the rounding of the logits; with ``chunk=1``, exactly.
+            up to the rounding of the logits; with ``chunk=1``, exactly. With ``n`` above 1, a
+            list of n in the place of each result.
 
         Raises
         ------
         ContextError
-            If a prompt and `max_new_tokens` are together more than n_ctx + 1.
+            If a prompt and `max_new_tokens` are together more than n_ctx + 1 and `overflow` does
+            not say what gives way.
         TokenError, TokenizerError, ArgumentError
             If a prompt or a setting is unusable.
+        Interrupted
+            After Ctrl-C; its ``results`` are what this would have returned, as far as it came.
 
         Examples
         --------
@@ -358,47 +240,50 @@ class Model:
         >>> result = model.generate("ROMEO:", max_new_tokens=8)
         >>> len(result.ids), result.finish_reason
         (8, 'length')
+        >>> two = model.generate("ROMEO:", max_new_tokens=4, temperature=1.0, n=2, seed=1)
+        >>> len(two)
+        2
         """
-        settings = self._settings(max_new_tokens, temperature, top_k, seed, stop_ids, chunk)
+        on_step = _listener(settings.pop("on_step", None))
+        checked = self.settings(**settings)
         several = isinstance(prompt, list | tuple) and not any(map(_is_id, prompt))
-        prompts = [self._prompt(item) for item in (prompt if several else [prompt])]
-        results = [Generation(ids.tolist()) for ids in prompts]
-        for steps in decode(prompts, settings, self.params, self.config):
-            for step in steps:
-                result = results[step.sequence]
-                result.finish_reason = step.finish or result.finish_reason
-                if step.finish != "stop":
-                    result.ids.append(step.token)
-                    result.logprobs.append(step.logprob)
-            if on_step is not None:
-                on_step([step.token for step in steps])
-        if self._tokenizer is not None:
-            for result in results:
-                result.text = self.tokenizer.decode(result.ids)
-        return results if several else results[0]
+        prompts = [
+            fitted(self._prompt(item), checked, self.config)
+            for item in (prompt if several else [prompt])
+        ]
+        results = [self._blank(ids) for ids in prompts for _ in range(checked.n)]
+        n = checked.n
+        grouped = [results[i : i + n] for i in range(0, len(results), n)] if n > 1 else results
+        answer: Any = grouped if several else grouped[0]
+        running = set(range(len(results))) if checked.max_new_tokens else set()
+        try:
+            for steps in self._decode(prompts, checked):
+                for step in steps:
+                    results[step.sequence].add(step)
+                    if step.finish is not None:
+                        running.discard(step.sequence)
+                if on_step is not None:
+                    on_step(steps)
+        except KeyboardInterrupt:
+            for i in running:
+                self._interrupt(results[i])
+            raise Interrupted(answer) from None
+        return answer  # type: ignore[no-any-return]
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int = 100,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        seed: int | None = None,
-        stop_ids: Iterable[int] | None = None,
-        chunk: int = CHUNK,
-    ) -> Iterator[str]:
+    def stream(self, prompt: Prompt, **settings: Unpack[Options]) -> Stream:
         """Continue one prompt, piece by piece as the text becomes known.
 
         Parameters
         ----------
-        prompt, max_new_tokens, temperature, top_k, seed, stop_ids, chunk
-            As for :meth:`generate`.
+        prompt : str or sequence of int
+        **settings
+            As for :meth:`generate`; ``n`` must be 1.
 
         Returns
         -------
-        iterator of str
-            Never half a character; joined, the text that :meth:`generate` returns.
+        Stream
+            An iterator of str: never half a character, nothing of a stop string; joined, the text
+            that :meth:`generate` returns. Its ``result`` is the :class:`Generation` so far.
 
         Raises
         ------
@@ -409,36 +294,309 @@ class Model:
         --------
         >>> import numpygpt
         >>> model = numpygpt.load("shakespeare")
-        >>> text = "".join(model.stream("ROMEO:", max_new_tokens=8))
-        >>> text == model.generate("ROMEO:", max_new_tokens=8).text
+        >>> stream = model.stream("ROMEO:", max_new_tokens=8)
+        >>> "".join(stream) == model.generate("ROMEO:", max_new_tokens=8).text
+        True
+        >>> stream.result.finish_reason
+        'length'
+        """
+        options: dict[str, Any] = dict(settings)
+        on_step = _listener(options.pop("on_step", None))
+        checked = self.settings(**options)
+        if checked.n > 1:
+            raise ArgumentError(f"a stream has one text, so n must be 1, not {checked.n}")
+        ids = fitted(self._prompt(prompt), checked, self.config)
+        self.tokenizer  # noqa: B018  # without one there is no text
+        return Stream(self, ids, checked, on_step)
+
+    def beam_search(
+        self,
+        prompt: Prompt,
+        *,
+        beams: int = 4,
+        n: int = 1,
+        length_penalty: float = 1.0,
+        early_stopping: bool | Literal["never"] = False,
+        max_new_tokens: int = 100,
+        min_new_tokens: int = 0,
+        stop_ids: Iterable[int] | None = None,
+        no_repeat_ngram: int | None = None,
+        banned: Iterable[int | Sequence[int]] = (),
+        chunk: int = CHUNK,
+    ) -> list[Generation]:
+        """The likeliest continuations that a search along several paths finds.
+
+        Parameters
+        ----------
+        prompt : str or sequence of int
+        beams : int
+            How many continuations are kept at each step. 1 is greedy decoding.
+        n : int
+            How many of the best are returned; at most `beams`.
+        length_penalty : float
+            A continuation of T tokens is ranked by its log-probability divided by
+            ``T ** length_penalty``: above 0 longer ones are favoured, below 0 shorter ones.
+        early_stopping : bool or "never"
+            When the search ends; see :class:`numpygpt.decoding.BeamSettings`.
+        max_new_tokens, min_new_tokens, stop_ids, no_repeat_ngram, banned, chunk
+            As for :meth:`generate`.
+
+        Returns
+        -------
+        list of Generation
+            The best first; ``score`` is what they are ranked by.
+
+        Raises
+        ------
+        ContextError, TokenError, TokenizerError, ArgumentError
+            As :meth:`generate`.
+
+        Examples
+        --------
+        >>> import numpygpt
+        >>> model = numpygpt.load("shakespeare")
+        >>> best = model.beam_search("ROMEO:", beams=4, n=2, max_new_tokens=8)
+        >>> best[0].score >= best[1].score
         True
         """
-        settings = self._settings(max_new_tokens, temperature, top_k, seed, stop_ids, chunk)
-        steps = decode([self._prompt(prompt)], settings, self.params, self.config)
-        return _pieces(steps, self.tokenizer.stream())
+        common: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "min_new_tokens": min_new_tokens,
+            "stop_ids": stop_ids,
+            "no_repeat_ngram": no_repeat_ngram,
+            "banned": banned,
+            "chunk": chunk,
+        }
+        checked = self.settings(**common)
+        common = {name: getattr(checked, name) for name in common}
+        search = BeamSettings(
+            beams=beams,
+            n=n,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            **common,
+        )
+        ids = fitted(self._prompt(prompt), checked, self.config)
+        results = beam_search(ids, search, self.params, self.config)
+        if self._tokenizer is not None:
+            for result in results:
+                result.text = self.tokenizer.decode(result.ids)
+        return results
+
+    # -- scores --------------------------------------------------------------------------------
+
+    def score(
+        self,
+        text: Prompt,
+        continuation: Prompt | None = None,
+        *,
+        window: int | None = None,
+        stride: int | None = None,
+        first_token: FirstToken = "skip",
+        chunk: int = CHUNK,
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> Score:
+        r"""How likely a text is, token by token.
+
+        Parameters
+        ----------
+        text : str or sequence of int
+            Of any length.
+        continuation : str or sequence of int, optional
+            If given, this is scored, and `text` is only its context. Each is encoded by itself,
+            so a space between words belongs to the beginning of the continuation.
+        window : int, optional
+            Tokens in a window, the scored ones included: 2 to n_ctx + 1; n_ctx if None.
+        stride : int, optional
+            How far one window stands from the next: 1 to window - 1; half a window if None. Each
+            window scores the tokens that none before it scored. A smaller stride gives every
+            token more context, and takes longer.
+        first_token : {"skip", "end-of-text"}
+            The first token has no context. It is not scored, or the text is read after the
+            end-of-text token, so that it is.
+        chunk : int
+            Most rows in one forward pass.
+        on_tokens : function, optional
+            Called with the number of tokens that have just been scored.
+
+        Returns
+        -------
+        Score
+            ``logprobs``, ``ranks``, ``entropies``, ``perplexity``, ``bits_per_byte``,
+            ``is_greedy`` and more.
+
+        Raises
+        ------
+        TokenError, TokenizerError, ArgumentError
+            If the text or a setting is unusable.
+        Interrupted
+            After Ctrl-C; its ``results`` are the Score so far.
+
+        Examples
+        --------
+        >>> import numpygpt
+        >>> model = numpygpt.load("shakespeare")
+        >>> score = model.score("Romeo, wherefore art thou Romeo?")
+        >>> len(score.ids), score.count, round(score.perplexity, 1)
+        (10, 9, 15.0)
+        >>> model.score("ROMEO:", "\n").is_greedy
+        True
+        """
+        ids, start, shown = self._text(text, continuation, first_token)
+        window, stride = window_and_stride(window, stride, self.config.n_ctx)
+        chunk = Settings(chunk=chunk).chunk
+
+        def made(rows: Rows) -> Score:
+            scored = ids[start:][~np.isnan(rows.logprobs)]
+            size = None if self._tokenizer is None else self.tokenizer.size(scored)
+            # A first token without context is shown, but has no score.
+            padding = Rows(*(np.full(start - shown, none) for none in (np.nan, 0, np.nan)))
+            logprobs, ranks, entropies = (
+                np.concatenate(pair) for pair in zip(padding, rows, strict=True)
+            )
+            return Score(ids[shown:], logprobs, ranks, entropies, size, window, stride, first_token)
+
+        try:
+            return made(
+                score(
+                    ids, start, self.params, self.config,
+                    window=window, stride=stride, chunk=chunk, on_tokens=on_tokens,
+                )
+            )  # fmt: skip
+        except Interrupted as interrupted:
+            raise Interrupted(made(interrupted.results)) from None
+
+    def divergence(
+        self,
+        other: Model,
+        text: Prompt,
+        *,
+        window: int | None = None,
+        stride: int | None = None,
+        first_token: FirstToken = "skip",
+        chunk: int = CHUNK,
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> Divergence:
+        """How far another model is from this one on a text.
+
+        Parameters
+        ----------
+        other : Model
+            With a vocabulary of the same size; the text is encoded by this model's tokenizer.
+        text : str or sequence of int
+        window, stride, first_token, chunk, on_tokens
+            As for :meth:`score`; the window must fit both models.
+
+        Returns
+        -------
+        Divergence
+            ``mean_kl`` (nats), ``top_1_agreement``, the perplexities of both and more.
+
+        Raises
+        ------
+        TokenError, TokenizerError, ArgumentError
+            If the text or a setting is unusable, or the vocabularies differ.
+        Interrupted
+            After Ctrl-C; its ``results`` are the Divergence so far.
+
+        Examples
+        --------
+        >>> import numpygpt
+        >>> model = numpygpt.load("shakespeare")
+        >>> exact = numpygpt.load("shakespeare", dtype="float64")
+        >>> result = exact.divergence(model, "Romeo, wherefore art thou Romeo?")
+        >>> result.mean_kl < 1e-9, result.top_1_agreement
+        (True, 1.0)
+        """
+        if not isinstance(other, Model):
+            raise ArgumentError(f"other must be a Model, not {type(other).__name__}")
+        ids, start, _ = self._text(text, None, first_token)
+        models = [(model.params, model.config) for model in (self, other)]
+        chunk = Settings(chunk=chunk).chunk
+        try:
+            result = divergence(
+                ids, start, *models,
+                window=window, stride=stride, chunk=chunk, on_tokens=on_tokens,
+            )  # fmt: skip
+        except Interrupted as interrupted:
+            raise Interrupted(
+                dataclasses.replace(interrupted.results, first_token=first_token)
+            ) from None
+        return dataclasses.replace(result, first_token=first_token)
+
+    def settings(self, **options: Any) -> Settings:
+        """The settings that :meth:`generate` uses when these are given.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no such setting, or its value is out of range.
+        TokenError
+            If a token is outside the vocabulary.
+
+        Examples
+        --------
+        >>> import numpygpt
+        >>> model = numpygpt.load("shakespeare")
+        >>> model.settings(temperature=0.8).stop_ids == (model.tokenizer.end_of_text,)
+        True
+        """
+        known = [field.name for field in dataclasses.fields(Settings)]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, [*known, "on_step"], 1)
+                hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+                raise ArgumentError(f"there is no setting {name!r}{hint}")
+        if options.get("stop_ids") is None:
+            options["stop_ids"] = () if self._end_of_text is None else (self._end_of_text,)
+        settings = Settings(**options)
+        banned = [i for sequence in settings.banned for i in sequence]
+        named = [*settings.stop_ids, *settings.logit_bias, *banned, *settings.forced.values()]
+        if named:
+            self._ids(named, in_context=False)
+        return settings
 
     # -- checks --------------------------------------------------------------------------------
 
-    def _settings(
-        self,
-        max_new_tokens: int,
-        temperature: float | None,
-        top_k: int | None,
-        seed: int | None,
-        stop_ids: Iterable[int] | None,
-        chunk: int,
-    ) -> Settings:
-        if stop_ids is None:
-            stop_ids = [] if self._end_of_text is None else [self._end_of_text]
-        elif not isinstance(stop_ids, Iterable) or isinstance(stop_ids, str | bytes):
-            raise ArgumentError(f"stop_ids must be token ids, not {stop_ids!r}")
-        stop = list(stop_ids)
-        stop = self._ids(stop, in_context=False).tolist() if stop else []
-        return Settings(max_new_tokens, temperature, top_k, seed, tuple(stop), chunk)
+    def _decode(self, prompts: Sequence[Array], settings: Settings) -> Iterator[list[Step]]:
+        new_text = None
+        if self._tokenizer is not None or settings.stop:
+            new_text = functools.partial(self.tokenizer.stream, settings.stop)
+        return decode(prompts, settings, self.params, self.config, new_text)
+
+    def _blank(self, ids: Array) -> Generation:
+        """What nothing has been added to yet."""
+        return Generation(ids.tolist(), text=None if self._tokenizer is None else "")
+
+    def _interrupt(self, result: Generation) -> None:
+        """Finish what will not go on: no stop string can come any more."""
+        result.finish_reason = "interrupted"
+        if result.text is not None:
+            result.text = self.tokenizer.decode(result.ids)
 
     @property
     def _end_of_text(self) -> int | None:
         return self.tokenizer.end_of_text if self._tokenizer is not None else None
+
+    def _text(
+        self, text: Prompt, continuation: Prompt | None, first_token: str
+    ) -> tuple[Array, int, int]:
+        """What is read, where scoring starts, and where the part that was asked about starts."""
+        if first_token not in ("skip", "end-of-text"):
+            raise ArgumentError(
+                f"first_token must be 'skip' or 'end-of-text', not {str(first_token)[:40]!r}"
+            )
+        asked = text if continuation is None else continuation
+        if isinstance(asked, str | list | tuple | range | np.ndarray) and not len(asked):
+            raise TokenError("there is nothing to score: the text is empty")
+        parts = [self._prompt(text)] + (
+            [] if continuation is None else [self._prompt(continuation)]
+        )
+        if first_token == "end-of-text":
+            parts.insert(0, self._prompt(""))
+        ids = np.concatenate(parts)
+        shown = len(ids) - len(parts[-1])
+        return ids, max(1, shown), shown
 
     def _prompt(self, prompt: Prompt) -> Array:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
@@ -465,14 +623,17 @@ class Model:
             raise TokenError(
                 f"expected one or more token ids in a row, received shape {array.shape}"
             )
+        size = self.config.vocab_size
+        if array.dtype.kind in "iu":
+            wrong = array[(array < 0) | (array >= size)].tolist()
+        else:  # integers beyond 64 bits are objects or floats to NumPy
+            wrong = [i for i in ids if type(i) is int and not 0 <= i < size]
+        if wrong:
+            shown = wrong[0] if abs(wrong[0]) < 2**128 else "of so many digits"
+            raise TokenError(f"token id {shown} is outside the vocabulary, 0 to {size - 1}")
         if array.dtype.kind not in "iu":
             raise TokenError(
                 f"token ids must be integers, not {array.dtype}: {array.tolist()[0]!r}"
-            )
-        wrong = array[(array < 0) | (array >= self.config.vocab_size)]
-        if wrong.size:
-            raise TokenError(
-                f"token id {wrong[0]} is outside the vocabulary, 0 to {self.config.vocab_size - 1}"
             )
         if in_context and len(array) > self.config.n_ctx:
             raise ContextError(
@@ -481,15 +642,56 @@ class Model:
         return array.astype(np.intp)
 
 
+def _listener(on_step: Any) -> Callable[[list[Step]], None] | None:
+    if on_step is not None and not callable(on_step):
+        raise ArgumentError(f"on_step must be a function, not {type(on_step).__name__}")
+    listener: Callable[[list[Step]], None] | None = on_step
+    return listener
+
+
 def _is_id(item: Any) -> bool:
     """Whether this is a number, an element of one prompt, and not a prompt."""
     return not isinstance(item, str | list | tuple | range) and np.ndim(item) == 0
 
 
-def _pieces(steps: Iterator[list[Step]], text: TextStream) -> Iterator[str]:
-    """The text of a single sequence's steps."""
-    for (step,) in steps:
-        if step.finish != "stop" and (piece := text.feed(step.token)):
-            yield piece
-    if piece := text.end():
-        yield piece
+class Stream:
+    """The text of one continuation, piece by piece.
+
+    Attributes
+    ----------
+    result : Generation
+        What has been made so far, complete when the iteration ends.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        ids: Array,
+        settings: Settings,
+        on_step: Callable[[list[Step]], None] | None = None,
+    ):
+        self.result = model._blank(ids)
+        self._model, self._on_step = model, on_step
+        self._steps = model._decode([ids], settings)
+        self._running = settings.max_new_tokens > 0
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> str:
+        """The next piece that is not empty."""
+        try:
+            for steps in self._steps:
+                for step in steps:
+                    self.result.add(step)
+                    self._running = step.finish is None
+                if self._on_step is not None:
+                    self._on_step(steps)
+                if piece := "".join([step.text for step in steps]):
+                    return piece
+        except KeyboardInterrupt:
+            self._steps = iter(())  # nothing comes after it
+            if self._running:
+                self._model._interrupt(self.result)
+            raise Interrupted(self.result) from None
+        raise StopIteration

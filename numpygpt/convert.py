@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .api import tokenizer_for
 from .checkpoints import find
 from .checkpoints.arrays import Tensor, write_array
 from .checkpoints.detect import open_source
 from .checkpoints.reading import settle, without_tied_head
 from .checkpoints.saving import Outgoing, bytes_of, format_of, write
 from .errors import CheckpointWarning, TokenizerError
+from .loading import tokenizer_for
 from .params import Config, shapes
 
 __all__ = ["Conversion", "Proof", "convert"]
