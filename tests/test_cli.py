@@ -112,7 +112,7 @@ def test_a_piped_prompt_loses_exactly_one_trailing_newline(cli, model, monkeypat
     pipe(monkeypatch, piped.encode())
     result = cli("generate", "--model", model, "--max-new-tokens", "2", "--json")
     assert result.code == 0
-    assert json.loads(result.out)["prompt"] == prompt
+    assert json.loads(result.out)["options"]["prompts"] == [prompt]
 
 
 def test_an_argument_is_preferred_to_what_is_piped(cli, model, monkeypatch):
@@ -127,17 +127,19 @@ def test_json_holds_the_settings_and_the_result(cli, model):
     )
     result = cli("generate", "the", "--model", model, "--max-new-tokens", "5", *SAMPLING, "--json")
     assert (result.code, result.err, result.out.count("\n")) == (0, "", 1)
-    assert json.loads(result.out) == {
-        "model": model,
-        "dtype": "float32",
-        "max_new_tokens": 5,
-        "temperature": 2.0,
-        "top_k": 40,
-        "seed": 7,
-        "prompt": "the",
-        **vars(expected),
-    }
+    record = json.loads(result.out)
+    assert (record["model"]["name"], record["model"]["dtype"]) == (model, "float32")
+    given = {"max_new_tokens": 5, "temperature": 2.0, "top_k": 40, "seed": 7, "prompts": ["the"]}
+    assert {name: record["options"][name] for name in given} == given
+    assert record["filters"] == ["temperature 2.0", "top_k 40"]
+    assert record["results"]["generations"] == [vars(expected)]
     assert len(expected.ids) == len(expected.logprobs)
+
+
+def generation(out: str) -> dict[str, Any]:
+    """The only result in a run record."""
+    (result,) = json.loads(out)["results"]["generations"]
+    return result
 
 
 def test_a_seed_makes_the_text_repeatable_and_another_one_changes_it(cli, model):
@@ -149,9 +151,9 @@ def test_a_seed_makes_the_text_repeatable_and_another_one_changes_it(cli, model)
 
 def test_float64_is_computed_in_float64(cli, model):
     run = ["generate", "the", "--model", model, "--max-new-tokens", "5", "--json"]
-    logprobs = json.loads(cli(*run, "--dtype", "float64").out)["logprobs"]
+    logprobs = generation(cli(*run, "--dtype", "float64").out)["logprobs"]
     assert logprobs == numpygpt.load(model, "float64").generate("the", max_new_tokens=5).logprobs
-    assert logprobs != json.loads(cli(*run).out)["logprobs"]
+    assert logprobs != generation(cli(*run).out)["logprobs"]
 
 
 @pytest.mark.parametrize("how", ["given", "piped", "terminal"])
@@ -161,13 +163,13 @@ def test_an_empty_prompt_starts_from_end_of_text(cli, model, monkeypatch, how):
     argv = ["generate", *[""] * (how == "given"), "--model", model, "--json"]
     result = cli(*argv, "--max-new-tokens", "2")
     assert result.code == 0
-    assert json.loads(result.out)["prompt_ids"] == [VOCAB[END_OF_TEXT]]
+    assert generation(result.out)["prompt_ids"] == [VOCAB[END_OF_TEXT]]
 
 
 def test_the_bundled_model_is_the_default(cli):
     result = cli("generate", "ROMEO:", "--max-new-tokens", "3", "--json")
-    record = json.loads(result.out)
-    assert (result.code, record["model"], len(record["ids"])) == (0, "shakespeare", 3)
+    assert (result.code, len(generation(result.out)["ids"])) == (0, 3)
+    assert json.loads(result.out)["model"]["name"] == "shakespeare"
 
 
 def test_odd_weights_get_a_warning_on_one_line(cli, tmp_path):
@@ -185,7 +187,7 @@ def test_odd_weights_get_a_warning_on_one_line(cli, tmp_path):
 def test_without_any_standard_input_the_prompt_is_empty(cli, model, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)  # what Python makes of "<&-"
     result = cli("generate", "--model", model, "--max-new-tokens", "1", "--json")
-    assert json.loads(result.out)["prompt"] == ""
+    assert json.loads(result.out)["options"]["prompts"] == [""]
 
 
 class Full(io.StringIO):
@@ -454,7 +456,7 @@ def test_line_ends_and_marks_of_windows_are_no_part_of_a_piped_prompt(model, pip
     done = subprocess.run(
         [*command, "--max-new-tokens", "1"], input=piped.encode(), capture_output=True, check=True
     )
-    assert json.loads(done.stdout)["prompt"] == "the"
+    assert json.loads(done.stdout)["options"]["prompts"] == ["the"]
 
 
 def test_a_tensor_name_cannot_steer_the_terminal(cli, tmp_path):

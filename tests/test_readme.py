@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import doctest
+import os
 import pathlib
 import re
-import shlex
+import shutil
+import subprocess
+import sys
 
 import pytest
 
-from numpygpt.cli import main
+import numpygpt
 
 README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -35,15 +38,31 @@ def test_python_examples():
     assert runner.run(test).failed == 0
 
 
+@pytest.mark.skipif(shutil.which("sh") is None, reason="the examples are for a Unix shell")
 @pytest.mark.parametrize("block", blocks("console"))
-def test_console_examples(block: str, capsys: pytest.CaptureFixture[str]):
+def test_console_examples(block: str, tmp_path: pathlib.Path):
+    """Every command prints what stands below it, one after the other in one directory."""
+    program = tmp_path / "bin" / "numpygpt"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m numpygpt "$@"\n')
+    program.chmod(0o755)
+    package = str(pathlib.Path(numpygpt.__file__).parent.parent)
+    environment = os.environ | {
+        "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": package,
+    }
     for call in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
         command, expected = call.split("\n", 1)
-        program, *arguments = shlex.split(command)
-        assert program == "numpygpt"
-        main(arguments)
-        printed = "".join(capsys.readouterr())
-        assert printed.rstrip() == expected.rstrip()
+        done = subprocess.run(
+            ["sh", "-c", command],
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+        )
+        assert done.stdout.rstrip() == expected.rstrip()
 
 
 def test_console_examples_exist():

@@ -16,7 +16,7 @@ from .terminal import tell
 __all__ = ["main"]
 
 # Each is a module here with `add(subparsers)`, which declares its options, and `run(args)`.
-VERBS = ("generate", "inspect", "convert")
+VERBS = ("generate", "score", "perplexity", "inspect", "convert")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="numpygpt",
-        description="GPT-2 in NumPy: generate text, look at checkpoints, convert them.",
+        description="GPT-2 in NumPy: generate text, score it, look at checkpoints, convert them.",
     )
     parser.add_argument("--version", action="version", version=f"numpygpt {__version__}")
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")

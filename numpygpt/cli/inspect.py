@@ -10,9 +10,9 @@ import re
 from typing import Any
 
 from .. import checkpoints
-from ..api import tokenizer_for
 from ..checkpoints import Report
 from ..errors import TokenizerError
+from ..loading import tokenizer_for
 from ..tokenizer import Tokenizer
 from .options import add_config, config_of
 from .terminal import one_line, tell

@@ -1,10 +1,20 @@
-"""What goes to a terminal: one line, nothing that could steer it."""
+"""What goes to a terminal: one line, nothing that could steer it; colours only where wanted."""
 
 from __future__ import annotations
 
+import os
 import sys
 
-__all__ = ["one_line", "tell"]
+__all__ = ["on_colour_terminal", "one_line", "spelled", "tell"]
+
+
+def spelled(text: str) -> str:
+    r"""The text with everything that does not print spelled out.
+
+    >>> spelled("a\nb \x1b[31m")
+    'a\\nb \\x1b[31m'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(text: str) -> str:
@@ -13,11 +23,20 @@ def one_line(text: str) -> str:
     >>> one_line("a\nb \x1b[31m")
     'a b \\x1b[31m'
     """
-    words = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+    return spelled(" ".join(text.split()))
 
 
 def tell(kind: str, message: object) -> None:
     """A message for the user, on standard error if there is one."""
     if sys.stderr is not None:
         print(f"numpygpt: {kind}:", one_line(str(message)), file=sys.stderr)
+
+
+def on_colour_terminal() -> bool:
+    """Whether standard output is a terminal whose owner has nothing against colours.
+
+    The variable NO_COLOR, if it is set and not empty, says no (https://no-color.org).
+    """
+    if sys.stdout is None or not sys.stdout.isatty():
+        return False
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
