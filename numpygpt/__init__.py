@@ -12,9 +12,10 @@ from . import errors
 from .api import Model
 from .cache import Cache
 from .decoding import Generation, Settings
+from .divergence import Divergence
 from .loading import load
 from .params import Config, Params
-from .scoring import Divergence, Score
+from .scoring import Score
 
 __all__ = [
     "Cache",

@@ -21,20 +21,13 @@ from .decoding import (
     decode,
     fitted,
 )
+from .divergence import Divergence, divergence
 from .errors import ArgumentError, ContextError, Interrupted, TokenError, TokenizerError
 from .feed import CHUNK, Feeder
 from .model import forward, unembed
 from .params import Array, Config, Params
 from .plans import Traced
-from .scoring import (
-    Divergence,
-    FirstToken,
-    Rows,
-    Score,
-    divergence,
-    score,
-    window_and_stride,
-)
+from .scoring import FirstToken, Rows, Score, score, window_and_stride
 from .tokenizer import Tokenizer
 
 __all__ = ["Model", "Stream"]

@@ -23,6 +23,7 @@ __all__ = [
     "ConfigError",
     "ContextError",
     "Interrupted",
+    "MissingPackageError",
     "ModelNotFoundError",
     "NumpyGPTError",
     "OutputError",
@@ -45,6 +46,10 @@ class CheckpointError(NumpyGPTError, ValueError):
 
 class ConfigError(CheckpointError):
     """A config asks for something that is not GPT-2 or that numpygpt does not know."""
+
+
+class MissingPackageError(NumpyGPTError, ImportError):
+    """An optional package is needed that is not installed, or too old."""
 
 
 class ModelNotFoundError(NumpyGPTError, FileNotFoundError):

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import math
 import os
 import pathlib
@@ -408,6 +407,8 @@ def _require(found: Mapping[str, Any], keys: Mapping[str, type], path: str, abov
 
 
 def _version(package: str) -> str | None:
+    import importlib.metadata  # 40 ms, which not every command should wait for
+
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-r"""How well a model foretells a text, and how far two models differ on it.
+r"""How well a model foretells a text.
 
 The log-probability of a text is the sum over its tokens,
 
@@ -34,12 +34,17 @@ from .feed import CHUNK, Feeder
 from .params import Array, Config, Params
 
 __all__ = [
-    "Divergence",
     "FirstToken",
     "Rows",
     "Score",
     "Window",
-    "divergence",
+    "bounded_exp",
+    "expected",
+    "integer",
+    "log_softmax",
+    "logit_blocks",
+    "make_workspace",
+    "mean_and_error",
     "pooled",
     "score",
     "window_and_stride",
@@ -102,13 +107,14 @@ def window_and_stride(window: int | None, stride: int | None, n_ctx: int) -> tup
     (1024, 512)
     """
     window = max(2, n_ctx) if window is None else window
-    window = _integer("window", window, 2, n_ctx + 1, f"the model has {n_ctx} positions")
+    window = integer("window", window, 2, n_ctx + 1, f"the model has {n_ctx} positions")
     stride = max(1, window // 2) if stride is None else stride
-    stride = _integer("stride", stride, 1, window - 1, "every window but the first needs context")
+    stride = integer("stride", stride, 1, window - 1, "every window but the first needs context")
     return window, stride
 
 
-def _integer(name: str, value: Any, least: int, most: int, why: str) -> int:
+def integer(name: str, value: Any, least: int, most: int, why: str) -> int:
+    """An argument, if it is an integer in its range."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -125,8 +131,7 @@ def windows(total: int, start: int, window: int, stride: int) -> Iterator[Window
 
     Window k is tokens k * stride to k * stride + window - 1, as far as there are so many. It
     scores those that no earlier window scored; the others are context. A token thus has at least
-    `window` - `stride` tokens of context, where so many stand before it. The last window is
-    the first that reaches the end.
+    `window` - `stride` tokens of context, where so many stand before it.
 
     Parameters
     ----------
@@ -155,8 +160,6 @@ def windows(total: int, start: int, window: int, stride: int) -> Iterator[Window
         first = max(start, begin - stride + window if begin else 1)
         if first < end:
             yield Window(begin, end, first)
-        if end == total:
-            return
 
 
 # -- one model ------------------------------------------------------------------------------------
@@ -232,16 +235,18 @@ def score(
     (7, (6,))
     """
     window, stride = window_and_stride(window, stride, config.n_ctx)
-    start = _integer("start", start, 1, len(ids), f"there are {len(ids)} tokens")
+    start = integer("start", start, 1, len(ids), f"there are {len(ids)} tokens")
     count = len(ids) - start
     rows = Rows(np.full(count, np.nan), np.zeros(count, np.intp), np.full(count, np.nan))
-    workspace = _workspace(config)
+    workspace = make_workspace(config)
     try:
-        for targets, (logits,) in _blocks(ids, start, window, stride, [(params, config)], chunk):
-            log_p, p = _log_softmax(logits, workspace)
+        for targets, (logits,) in logit_blocks(
+            ids, start, window, stride, [(params, config)], chunk
+        ):
+            log_p, p = log_softmax(logits, workspace)
             place = slice(targets.start - start, targets.stop - start)
             # Last of all the log-probabilities, which say up to where the rows are valid.
-            rows.entropies[place] = 0.0 - _expected(log_p, p)  # of a certain token 0, not -0
+            rows.entropies[place] = 0.0 - expected(log_p, p)  # of a certain token 0, not -0
             rows.ranks[place] = _ranks(logits, ids[targets])
             rows.logprobs[place] = log_p[np.arange(len(log_p)), ids[targets]]
             if on_tokens is not None:
@@ -251,7 +256,7 @@ def score(
     return rows
 
 
-def _blocks(
+def logit_blocks(
     ids: Array,
     start: int,
     window: int,
@@ -289,12 +294,12 @@ def _blocks(
                     yield slice(low + part, low + part + len(parts[0])), parts
 
 
-def _workspace(config: Config) -> Array:
-    """Memory that :func:`_log_softmax` uses again and again: fresh pages are slow to come by."""
+def make_workspace(config: Config) -> Array:
+    """Memory that :func:`log_softmax` uses again and again: fresh pages are slow to come by."""
     return np.empty((2, max(1, PART // config.vocab_size), config.vocab_size))
 
 
-def _log_softmax(logits: Array, workspace: Array) -> tuple[Array, Array]:
+def log_softmax(logits: Array, workspace: Array) -> tuple[Array, Array]:
     """Logits (R, V) -> log-probabilities and probabilities (R, V), in float64."""
     log_p, p = workspace[:, : len(logits)]
     top = logits.max(axis=-1, keepdims=True)
@@ -308,7 +313,7 @@ def _log_softmax(logits: Array, workspace: Array) -> tuple[Array, Array]:
     return log_p, p
 
 
-def _expected(values: Array, p: Array) -> Array:
+def expected(values: Array, p: Array) -> Array:
     """The mean of values (R, V) under the distributions p (R, V), which is overwritten.
 
     Not a dot product of the BLAS, which may set several threads to work on it: on a machine with
@@ -373,7 +378,7 @@ class Score:
     @property
     def nats_per_token(self) -> float:
         """Mean negative log-likelihood, in nats; NaN if nothing is scored."""
-        return _mean_and_error(-self.logprobs)[0]
+        return mean_and_error(-self.logprobs)[0]
 
     @property
     def standard_error(self) -> float:
@@ -382,12 +387,12 @@ class Score:
         That formula is for independent tokens. Those of a text are not: hard and easy passages
         make neighbours alike, so the true uncertainty is larger. NaN for fewer than two tokens.
         """
-        return _mean_and_error(-self.logprobs)[1]
+        return mean_and_error(-self.logprobs)[1]
 
     @property
     def perplexity(self) -> float:
         """exp(mean negative log-likelihood): V for a model that knows nothing, 1 at best."""
-        return _exp(self.nats_per_token)
+        return bounded_exp(self.nats_per_token)
 
     @property
     def perplexity_error(self) -> float:
@@ -473,228 +478,10 @@ def pooled(scores: Sequence[Score]) -> Score:
     return Score(ids, logprobs, ranks, entropies, size, window, stride, first_token)
 
 
-# -- two models -----------------------------------------------------------------------------------
-
-
-@dataclass(repr=False, eq=False)
-class Divergence:
-    """How far another model q is from a model p, on T tokens of a text.
-
-    The statistics and their standard errors are those that llama.cpp's perplexity tool reports
-    with ``--kl-divergence``, where p is the base and q the quantised model. (Its numbers come
-    out of 16 bit log-probabilities and from the second half of windows that do not overlap.)
-    Every standard error takes the tokens as independent, which those of a text are not: it is
-    too small.
-
-    Attributes
-    ----------
-    ids : (T,) ndarray of int
-        The scored tokens.
-    kl : (T,) ndarray of float64
-        KL(p || q) = sum over the vocabulary of p (log p - log q), in nats; NaN where
-        interrupted. Never negative but for rounding: with equal models it is exactly 0,
-        otherwise it has an absolute error of about 1e-15, and is not clipped.
-    same_top : (T,) ndarray of bool
-        Whether both models have the same likeliest token (among equals, the lowest id).
-    logprobs, other_logprobs : (T,) ndarray of float64
-        Of each token under p and under q, in nats; NaN where interrupted.
-    window, stride : int
-        See :func:`windows`.
-    first_token : {"skip", "end-of-text"}
-        Whether the first token of the text was left out or read after an end-of-text token.
-    """
-
-    ids: Array
-    kl: Array
-    same_top: Array
-    logprobs: Array
-    other_logprobs: Array
-    window: int
-    stride: int
-    first_token: FirstToken = "skip"
-
-    @property
-    def count(self) -> int:
-        """How many tokens are scored."""
-        return int(np.count_nonzero(~np.isnan(self.kl)))
-
-    @property
-    def mean_kl(self) -> float:
-        """Mean of KL(p || q), in nats per token."""
-        return _mean_and_error(self.kl)[0]
-
-    @property
-    def mean_kl_error(self) -> float:
-        """Standard error of :attr:`mean_kl`, in nats per token."""
-        return _mean_and_error(self.kl)[1]
-
-    def kl_quantile(self, fraction: float) -> float:
-        """The KL(p || q), in nats, that this fraction of the tokens does not exceed.
-
-        Between two tokens it is interpolated linearly: 0.5 is the median, 1 the maximum.
-
-        Raises
-        ------
-        ArgumentError
-            If `fraction` is not from 0 to 1.
-        """
-        if not 0 <= fraction <= 1:
-            raise ArgumentError(f"a fraction must be from 0 to 1, not {fraction!r}")
-        known = self.kl[~np.isnan(self.kl)]
-        return float(np.quantile(known, fraction)) if known.size else math.nan
-
-    @property
-    def top_1_agreement(self) -> float:
-        """The fraction of tokens at which both models have the same likeliest token."""
-        return _mean_and_error(self._agreement)[0]
-
-    @property
-    def top_1_agreement_error(self) -> float:
-        """Standard error of :attr:`top_1_agreement`: sqrt(a (1 - a) / (count - 1))."""
-        return _mean_and_error(self._agreement)[1]
-
-    @property
-    def _agreement(self) -> Array:
-        return np.where(np.isnan(self.kl), np.nan, self.same_top)
-
-    @property
-    def perplexity(self) -> float:
-        """Of the model p."""
-        return _exp(_mean_and_error(-self.logprobs)[0])
-
-    @property
-    def other_perplexity(self) -> float:
-        """Of the other model q."""
-        return _exp(_mean_and_error(-self.other_logprobs)[0])
-
-    @property
-    def perplexity_ratio(self) -> float:
-        """Perplexity of q / perplexity of p: above 1 if q foretells the text worse."""
-        return _exp(_mean_and_error(self.logprobs - self.other_logprobs)[0])
-
-    @property
-    def perplexity_ratio_error(self) -> float:
-        """Standard error of the ratio, to first order.
-
-        The models are compared token by token: it is the ratio times the standard error of the
-        mean difference of log-probabilities. That is far less than the errors of the two
-        perplexities, since what is hard for one model is hard for the other.
-        """
-        return self.perplexity_ratio * _mean_and_error(self.logprobs - self.other_logprobs)[1]
-
-    @property
-    def rms_change(self) -> float:
-        """Root mean square of q(token) - p(token), over the tokens of the text."""
-        return math.sqrt(_mean_and_error(self._squared_change)[0])
-
-    @property
-    def rms_change_error(self) -> float:
-        """Standard error of :attr:`rms_change`, to first order: that of its square / (2 rms)."""
-        error = _mean_and_error(self._squared_change)[1]
-        return error / (2 * self.rms_change) if self.rms_change else error
-
-    @property
-    def _squared_change(self) -> Array:
-        with np.errstate(under="ignore"):
-            squared: Array = np.square(np.exp(self.other_logprobs) - np.exp(self.logprobs))
-        return squared
-
-    def __str__(self) -> str:
-        return (
-            f"{self.count} tokens: KL {self.mean_kl:.4g} +- {self.mean_kl_error:.2g} nats, same "
-            f"top token {self.top_1_agreement:.4%}, perplexity {self.perplexity:.4g} against "
-            f"{self.other_perplexity:.4g} (window {self.window}, stride {self.stride}, "
-            f"first token: {self.first_token})"
-        )
-
-    def __repr__(self) -> str:
-        return f"<Divergence on {self}>"
-
-
-def divergence(
-    ids: Array,
-    start: int,
-    p: tuple[Params, Config],
-    q: tuple[Params, Config],
-    *,
-    window: int | None = None,
-    stride: int | None = None,
-    chunk: int = CHUNK,
-    on_tokens: OnTokens = None,
-) -> Divergence:
-    """Compare another model q with a model p on tokens `start` to N - 1 of a text.
-
-    Both read the same windows side by side; the distributions are never kept.
-
-    Parameters
-    ----------
-    ids : (N,) ndarray of int
-    start : int
-        The first token to score, 1 to N.
-    p, q : (Params, Config)
-        With vocabularies of one size.
-    window, stride : int, optional
-        See :func:`window_and_stride`; the window must fit both models.
-    chunk : int
-        Most tokens in one forward pass of each model.
-    on_tokens : function, optional
-        Called again and again with how many more tokens have been scored.
-
-    Returns
-    -------
-    Divergence
-        On the N - `start` tokens.
-
-    Raises
-    ------
-    ArgumentError
-        If the vocabularies differ in size, or an argument is out of range.
-    NumpyGPTError
-        If logits are NaN or infinite: the weights are.
-    Interrupted
-        On Ctrl-C. ``results`` is the Divergence; what was not compared is NaN.
-
-    Examples
-    --------
-    >>> import numpy as np, numpygpt
-    >>> models = [numpygpt.load("shakespeare", dtype=dtype) for dtype in ("float64", "float32")]
-    >>> ids = np.array(models[0].tokenizer.encode("To be, or not to be"))
-    >>> result = divergence(ids, 1, *((model.params, model.config) for model in models))
-    >>> result.mean_kl < 1e-10, result.top_1_agreement
-    (True, 1.0)
-    """
-    sizes = [config.vocab_size for _, config in (p, q)]
-    if sizes[0] != sizes[1]:
-        raise ArgumentError(
-            f"only models with the same tokens can be compared; these have {sizes[0]} and "
-            f"{sizes[1]}"
-        )
-    window, stride = window_and_stride(window, stride, min(p[1].n_ctx, q[1].n_ctx))
-    start = _integer("start", start, 1, len(ids), f"there are {len(ids)} tokens")
-    kl, logprobs, other_logprobs = np.full((3, len(ids) - start), np.nan)
-    same_top = np.zeros(len(kl), bool)
-    result = Divergence(ids[start:], kl, same_top, logprobs, other_logprobs, window, stride)
-    workspaces = _workspace(p[1]), _workspace(q[1])
-    try:
-        for targets, blocks in _blocks(ids, start, window, stride, [p, q], chunk):
-            place = slice(targets.start - start, targets.stop - start)
-            tops = [block.argmax(axis=-1) for block in blocks]
-            (log_p, probabilities), (log_q, _) = map(_log_softmax, blocks, workspaces)
-            came = np.arange(len(log_p)), ids[targets]
-            same_top[place] = tops[0] == tops[1]
-            logprobs[place], other_logprobs[place] = log_p[came], log_q[came]
-            kl[place] = _expected(np.subtract(log_p, log_q, out=log_p), probabilities)
-            if on_tokens is not None:
-                on_tokens(len(log_p))
-    except KeyboardInterrupt:
-        raise Interrupted(result) from None
-    return result
-
-
 # -- statistics -----------------------------------------------------------------------------------
 
 
-def _mean_and_error(values: Array) -> tuple[float, float]:
+def mean_and_error(values: Array) -> tuple[float, float]:
     """The mean and its standard error of what is not NaN; NaN if that is too little."""
     known = values[~np.isnan(values)]
     if not known.size:
@@ -705,6 +492,6 @@ def _mean_and_error(values: Array) -> tuple[float, float]:
     return mean, float(known.std(ddof=1)) / math.sqrt(known.size)
 
 
-def _exp(x: float) -> float:
+def bounded_exp(x: float) -> float:
     """exp(x), infinite where it is too large for a float."""
     return math.exp(x) if not x > 709 else math.inf

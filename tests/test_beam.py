@@ -20,9 +20,9 @@ from numpygpt.params import pack
 FIVE = nano(vocab_size=5, tie_word_embeddings=False)
 SMALL = nano(vocab_size=23, n_ctx=24, tie_word_embeddings=False)
 
-# Two ways to add up at most 24 log-probabilities of size up to 10 in float64, from logits that
-# differ by the order of sums: 24 * 10 * a few u = 1.1e-16 is below 1e-13. Measured: 1.1e-14. The
-# mildest mistake in a score, one token too many in its length, is 0.04 here.
+# Seven log-probabilities of up to 10 nats, added up in float64 (u = 1.1e-16), from logits whose own
+# sums may be in another order: 7 * 10 * a dozen u is 1e-13. Measured: 7e-15. The mildest mistake
+# in a score, one token too many in its length, is 0.07 here.
 ROUNDING = 1e-13
 
 
@@ -299,6 +299,19 @@ def test_early_stopping_decides_when_running_beams_are_given_up(table, beams, ea
         [A], params, config, max_new_tokens=4, beams=beams, early_stopping=early, stop_ids=[STOP]
     )
     assert (best.ids, best.stop) == (ids, STOP)
+
+
+@pytest.mark.parametrize("early", [False, "never"])
+def test_a_running_beam_goes_on_as_long_as_it_can_beat_the_worst_finished_one(early):
+    """Sums times lengths, p = -1: the longer the worse, so nothing is hoped from more length."""
+    params, config = chain({A: {STOP: 0.4, B: 0.6}, B: {STOP: 0.2, C: 0.8}, C: {STOP: 1.0}})
+    best, second = search(
+        [A], params, config, max_new_tokens=12, beams=2, n=2, length_penalty=-1, stop_ids=[STOP],
+        early_stopping=early,
+    )  # fmt: skip
+    # B C has -0.73 * 2 when STOP, -0.92, and B STOP, -2.12 * 2, are finished; then -0.73 * 3.
+    assert (best.ids, second.ids) == ([], [B, C])
+    assert second.score == pytest.approx(3 * math.log(0.48), abs=3 * TABLE)
 
 
 def test_only_the_best_candidates_finish_and_those_behind_them_run_on():

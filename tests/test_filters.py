@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from numpygpt.decoding import filters as f
+from numpygpt.decoding.order import KINDS, ORDERS, History
 from numpygpt.decoding.sample import choose, log_probability, margin, top_logprobs
 from numpygpt.decoding.settings import Settings
 from numpygpt.errors import ArgumentError, NumpyGPTError
@@ -33,7 +34,7 @@ CASES = {case["name"]: case for case in VECTORS["cases"]}
 # 1.4e-15. A token more or less, the mildest mistake, moves probabilities by 1e-6 or more.
 RELATIVE = 1e-13
 
-NOTHING = f.History(np.array([], int), 0)
+NOTHING = History(np.array([], int), 0)
 
 
 def softmax(logits):
@@ -61,7 +62,7 @@ def from_json(case):
     if "forced" in values:
         values["forced"] = dict(values["forced"])
     logits = np.array([number(value) for value in case["logits"]])
-    return logits, f.History(np.array(case["ids"], int), case["prompt"]), Settings(**values)
+    return logits, History(np.array(case["ids"], int), case["prompt"]), Settings(**values)
 
 
 def run(logits, history, settings):
@@ -89,7 +90,7 @@ def test_the_vectors_are_what_their_script_makes():
     make = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make)
     assert make.document() == make.PATH.read_text()
-    assert {name: tuple(names) for name, names in VECTORS["orders"].items()} == f.ORDERS
+    assert {name: tuple(names) for name, names in VECTORS["orders"].items()} == ORDERS
     assert VECTORS["slack"] == f.SLACK
 
 
@@ -101,7 +102,7 @@ def test_the_vectors_cover_every_filter():
         changed = run(logits, history, settings).tobytes() != logits.tobytes()
         if len(settings.filters) == 1 and changed:
             alone.add(settings.filters[0].name)
-    assert alone == set(f.KINDS)
+    assert alone == set(KINDS)
 
 
 def boundaries():
@@ -156,7 +157,7 @@ def test_the_penalties_of_llama_cpp_differ_in_the_tokens_they_see():
     assert ours["probabilities"] != theirs["probabilities"]
     # Without a prompt, and with less than 64 tokens, they are the same.
     logits = np.array([0.5, -1.0, 2.0, 1.5])
-    history = f.History(np.array([2, 1, 2, 0]), 0)
+    history = History(np.array([2, 1, 2, 0]), 0)
     chosen = {"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.2}
     one, two = (
         run(logits, history, Settings(**chosen, order=order)) for order in ("numpygpt", "llama.cpp")
@@ -359,6 +360,15 @@ def test_penalties_touch_the_tokens_they_see_and_no_other(logits, ids, factor, n
     assert ((after <= logits) if factor >= 1 else (after >= logits)).all()
 
 
+def test_a_reward_or_a_penalty_beyond_what_floats_hold():
+    logits, ids = np.array([1e300, -1e300, 0.0]), np.array([0, 1, 2])
+    largest = np.finfo(np.float64).max
+    rewarded = f.repetition_penalty(logits, ids, 1e-100)
+    assert rewarded.tolist() == [largest, -1e300 * 1e-100, 0]
+    assert choose(rewarded, np.random.default_rng(0)) == 0
+    assert f.repetition_penalty(logits, ids, 1e100).tolist() == [1e300 / 1e100, -np.inf, 0]
+
+
 @given(FIVE, IDS, st.floats(-5, 5))
 def test_one_frequency_penalty_is_a_presence_penalty_for_each_occurrence(logits, ids, nats):
     one_by_one = logits
@@ -446,7 +456,7 @@ def test_what_is_neutral_is_left_out():
     assert names(logit_bias={}, banned=[], forced={}, order="openai") == []
 
 
-@pytest.mark.parametrize("order", f.ORDERS)
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("field", ["temperature", *ONLY])
 def test_a_named_order_does_what_is_asked_or_refuses(order, field):
     chosen = {"temperature": 0.5, "order": order}
@@ -464,8 +474,7 @@ def test_a_named_order_does_what_is_asked_or_refuses(order, field):
     [
         ({"order": "hugging"}, r"unknown order 'hugging'; expected 'numpygpt', 'transformers'"),
         ({"order": ("top_q",)}, r"unknown filter 'top_q' in the order; expected logit_bias, rep"),
-        ({"order": (3,)}, r"unknown filter '3'"),
-        ({"order": ([],)}, r"unknown filter '\[\]'"),
+        ({"order": (3,)}, r"order must be a name or a sequence of filter names, not \(3,\)"),
         ({"order": ("top_k", "top_k")}, r"applies top_k twice, by top_k and by top_k;"),
         ({"order": ("top_k", "top_k_ties")}, r"applies top_k twice, by top_k and by top_k_ties"),
         ({"order": ("llama_penalties", "presence_penalty")}, r"applies presence_penalty twice"),
@@ -492,7 +501,7 @@ def test_orders_that_would_do_something_else_are_refused(chosen, message):
 
 def test_a_history_is_prompt_and_new_tokens():
     """Each chain of one filter sees the ids that its tool sees."""
-    history = f.History(np.array([0, 1, 2, 3]), 2)
+    history = History(np.array([0, 1, 2, 3]), 2)
     seen = {
         ("repetition_penalty", "numpygpt", None): [0, 1, 2, 3],
         ("repetition_penalty", "numpygpt", 3): [1, 2, 3],

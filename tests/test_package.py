@@ -27,6 +27,7 @@ LAYERS = [
     {"feed", "checkpoints", "text"},
     {"tokenizer", "decoding", "records"},
     {"scoring"},
+    {"divergence"},
     {"api"},
     {"loading"},
     {"convert", "evaluation"},

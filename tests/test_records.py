@@ -203,6 +203,11 @@ def test_what_differs_around_the_results_is_listed(monkeypatch):
     ]
 
 
+def test_true_is_not_1_and_1_is_1_point_0():
+    assert len(list(differences([True, 1, False, 0.0], [1, True, 0, False], "x"))) == 4
+    assert list(differences([1, 0.0, -0.0], [1.0, 0, 0.0], "x")) == []
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.floats(-3, 3) | st.text(max_size=2),
     lambda inner: (

@@ -128,9 +128,12 @@ def test_the_order_of_stop_strings_and_one_given_twice_change_nothing(stop, rand
     assert run(tokens, shuffled) == run(tokens, stop)
 
 
-@given(st.binary(max_size=40), STOPS)
-def test_every_state_is_the_longest_beginning_that_the_bytes_end_with(data, stop):
-    search, state = StopSearch(stop), 0
+@given(st.text("ab", max_size=40), st.lists(st.text("ab", min_size=1, max_size=9), max_size=6))
+@example("abaabac", ["abac"])  # two steps back
+@example("abab", ["ababb", "bab"])
+def test_every_state_is_the_longest_beginning_that_the_bytes_end_with(text, stop):
+    """With two letters nearly every beginning ends with another one."""
+    search, state, data = StopSearch(stop), 0, text.encode()
     beginnings = {text.encode()[:k] for text in stop for k in range(len(text.encode()) + 1)}
     for end, byte in enumerate(data, 1):
         state = search.step(state, byte)

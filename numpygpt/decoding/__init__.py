@@ -1,8 +1,8 @@
 """Choosing the next token, again and again."""
 
 from .beam import BeamSettings, beam_search
-from .filters import ORDERS, History, chain
 from .generate import Generation, Step, decode, fitted
+from .order import ORDERS, History, chain
 from .sample import choose, log_probability
 from .settings import Options, Settings
 

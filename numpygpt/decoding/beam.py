@@ -23,8 +23,8 @@ from ..cache import Cache
 from ..errors import ArgumentError, ContextError
 from ..feed import CHUNK, Feeder
 from ..params import Array, Config, Params
-from .filters import History
 from .generate import Generation
+from .order import History
 from .sample import require_finite
 from .settings import Settings, _shown
 

@@ -13,8 +13,8 @@ from ..errors import ArgumentError, ContextError
 from ..feed import Feeder
 from ..params import Array, Config, Params
 from ..text import TextStream
-from .filters import History
 from .lookup import draft
+from .order import History
 from .sample import choose, log_probability, margin, require_finite, top_logprobs
 from .settings import Settings
 

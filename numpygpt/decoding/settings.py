@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import ArgumentError, TokenError
 from ..feed import CHUNK
 from ..text import stop_strings
-from .filters import Filter, chain
+from .order import Filter, chain
 
 if TYPE_CHECKING:
     from .generate import Step

@@ -318,8 +318,9 @@ def case(
 
 
 def draws(shares: list[Decimal]) -> list[list[float | int]]:
-    """Uniform numbers in the middle of each token's stretch, and just inside its ends."""
-    result, start = [], ZERO
+    """0, and uniform numbers in the middle of each token's stretch and just inside its ends."""
+    result: list[list[float | int]] = [[0.0, next(i for i, share in enumerate(shares) if share)]]
+    start = ZERO
     for i, share in enumerate(shares):
         if share > Decimal("1e-6"):
             for part in ("0.001", "0.5", "0.999"):

@@ -13,7 +13,7 @@ import pytest
 
 NEEDED = ("torch", "transformers", "safetensors", "tokenizers")
 # Some machines have no TensorFlow; the tests of one format each skip without these.
-MORE = ("gguf", "google_crc32c", "tensorflow")
+MORE = ("gguf", "google_crc32c", "lm_eval", "tensorflow")
 MISSING = [name for name in (*NEEDED, *MORE) if importlib.util.find_spec(name) is None]
 REQUIRED = bool(os.environ.get("NUMPYGPT_REQUIRE_ORACLES"))
 

@@ -65,7 +65,7 @@ def expected(models, stop_ids, beams, no_repeat_ngram=None, min_new_tokens=0, **
     ids = torch.tensor(prompt)[None]
     out = model.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS,
-        num_beams=beams, num_return_sequences=beams, eos_token_id=stop_ids, pad_token_id=0,
+        num_beams=beams, num_return_sequences=beams, eos_token_id=stop_ids or None, pad_token_id=0,
         no_repeat_ngram_size=no_repeat_ngram or 0, min_new_tokens=min_new_tokens or None,
         return_dict_in_generate=True, output_scores=True, **chosen,
     )  # fmt: skip
@@ -101,11 +101,10 @@ def test_texts_and_scores_are_those_of_transformers(models, beams):
     assert max(len({found[penalty, early] for early in EARLY}) for penalty in PENALTIES) >= 2
 
 
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_texts_without_repeated_ngrams(models, n):
-    chosen = {"beams": 4, "stop_ids": STOPS, "length_penalty": 1.0, "early_stopping": False}
-    free = assert_agree(models, **chosen)
-    assert assert_agree(models, no_repeat_ngram=n, **chosen) != free
+def test_texts_without_repeated_ngrams(models):
+    chosen = {"beams": 4, "stop_ids": [], "length_penalty": 1.0, "early_stopping": False}
+    found = {assert_agree(models, no_repeat_ngram=n, **chosen) for n in (None, 1, 2, 3)}
+    assert len(found) >= 3  # the longest may not repeat anyway
 
 
 def test_texts_of_a_least_length(models):

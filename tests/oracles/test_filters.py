@@ -16,7 +16,10 @@ pytest.importorskip("transformers", reason="needs transformers")
 from transformers import GPT2Config, GPT2LMHeadModel  # noqa: E402
 from transformers.generation import logits_process as hf  # noqa: E402
 
-from numpygpt.decoding import History, Settings  # noqa: E402
+from numpygpt.decoding import (  # noqa: E402
+    History,
+    Settings,
+)
 from numpygpt.decoding import filters as f  # noqa: E402
 
 pytestmark = pytest.mark.oracle

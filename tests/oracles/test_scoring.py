@@ -29,7 +29,8 @@ transformers = pytest.importorskip("transformers", reason="needs transformers")
 
 import numpygpt  # noqa: E402
 from numpygpt.checkpoints import find  # noqa: E402
-from numpygpt.scoring import divergence, score  # noqa: E402
+from numpygpt.divergence import divergence  # noqa: E402
+from numpygpt.scoring import score  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 
