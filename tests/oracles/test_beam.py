@@ -16,7 +16,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 
-from test_transformers import write  # noqa: E402
+from transformers_writer import write  # noqa: E402
 
 import numpygpt  # noqa: E402
 from numpygpt.decoding import BeamSettings, beam_search  # noqa: E402

@@ -14,6 +14,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 
+from transformers_writer import write  # noqa: E402
+
 import numpygpt  # noqa: E402
 from numpygpt.checkpoints import find  # noqa: E402
 from numpygpt.ops import ACTIVATIONS  # noqa: E402
@@ -32,25 +34,6 @@ def directory():
     """Removed after the test: pytest would keep half a gigabyte of each of its last runs."""
     with tempfile.TemporaryDirectory() as name:
         yield pathlib.Path(name)
-
-
-def write(directory, seed=0, dtype=torch.float32, shard="5GB", **fields) -> None:
-    """A checkpoint with GPT-2's proportions, written by transformers.
-
-    Token and position vectors have GPT-2's standard deviation; matrices keep activations near
-    unit size; gains, shifts and biases are far enough from 1 and 0 to matter.
-    """
-    torch.manual_seed(seed)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**fields))
-    with torch.no_grad():
-        for name, values in model.named_parameters():
-            if "wte" in name or "wpe" in name or "lm_head" in name:
-                values.normal_(0, 0.14)
-            elif values.ndim == 2:
-                values.normal_(0, values.shape[0] ** -0.5)
-            else:
-                values.normal_(float("ln_" in name and name.endswith("weight")), 0.2)
-    model.to(dtype).save_pretrained(directory, max_shard_size=shard)
 
 
 def theirs(directory, ids, dtype="float64") -> dict[str, np.ndarray]:
