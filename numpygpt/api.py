@@ -343,6 +343,8 @@ class Model:
         ------
         ContextError, TokenError, TokenizerError, ArgumentError
             As :meth:`generate`.
+        Interrupted
+            After Ctrl-C; its ``results`` are the best so far, finished or not.
 
         Examples
         --------
@@ -370,11 +372,10 @@ class Model:
             **common,
         )
         ids = fitted(self._prompt(prompt), checked, self.config)
-        results = beam_search(ids, search, self.params, self.config)
-        if self._tokenizer is not None:
-            for result in results:
-                result.text = self.tokenizer.decode(result.ids)
-        return results
+        try:
+            return self._told(beam_search(ids, search, self.params, self.config))
+        except Interrupted as interrupted:
+            raise Interrupted(self._told(interrupted.results)) from None
 
     # -- scores --------------------------------------------------------------------------------
 
@@ -560,6 +561,13 @@ class Model:
     def _blank(self, ids: Array) -> Generation:
         """What nothing has been added to yet."""
         return Generation(ids.tolist(), text=None if self._tokenizer is None else "")
+
+    def _told(self, results: list[Generation]) -> list[Generation]:
+        """The results with their text."""
+        if self._tokenizer is not None:
+            for result in results:
+                result.text = self.tokenizer.decode(result.ids)
+        return results
 
     def _interrupt(self, result: Generation) -> None:
         """Finish what will not go on: no stop string can come any more."""

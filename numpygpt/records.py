@@ -134,7 +134,7 @@ def record(
 def describe(
     name: str, config: Config, params: Params, overrides: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The entry ``model`` of a record. It hashes the weights: a second for 124M parameters.
+    """The entry ``model`` of a record. It hashes the weights: 0.3 s for 124M parameters.
 
     Parameters
     ----------

@@ -13,8 +13,8 @@ from support import nano, random_ids, random_params, random_tensors, run_page
 
 import numpygpt
 from numpygpt.cache import Cache
-from numpygpt.decoding import BeamSettings, beam_search
-from numpygpt.errors import ArgumentError, ContextError, NumpyGPTError, TokenError
+from numpygpt.decoding import BeamSettings, beam, beam_search
+from numpygpt.errors import ArgumentError, ContextError, Interrupted, NumpyGPTError, TokenError
 from numpygpt.params import pack
 
 FIVE = nano(vocab_size=5, tie_word_embeddings=False)
@@ -391,6 +391,7 @@ def test_weights_that_are_no_numbers_are_an_error():
         ({"length_penalty": "1"}, "length_penalty must be"),
         ({"length_penalty": True}, "length_penalty must be"),
         ({"length_penalty": 1j}, "length_penalty must be"),
+        ({"length_penalty": np.complex128(1)}, "length_penalty must be"),
         ({"early_stopping": "always"}, "early_stopping must be True, False or 'never'"),
         ({"early_stopping": 1}, "early_stopping must be"),
         ({"early_stopping": None}, "early_stopping must be"),
@@ -416,3 +417,26 @@ def test_the_steepest_length_penalties_give_numbers(penalty):
     )
     assert math.isfinite(result.score)
     assert math.pow(1e6, penalty) * 1e7 not in (0, math.inf)  # a million tokens of ten nats
+
+
+def test_ctrl_c_keeps_the_best_so_far(monkeypatch):
+    real, passes = beam.Feeder.last, []
+
+    def last(self, *args):
+        passes.append(1)
+        if len(passes) > 3:
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    monkeypatch.setattr(beam.Feeder, "last", last)
+    model = numpygpt.Model(nano(), random_params(nano()))
+    with pytest.raises(Interrupted) as stopped:
+        model.beam_search([1, 2], beams=3, n=2, max_new_tokens=8)
+    passes.clear()
+    best = stopped.value.results
+    assert [len(each.ids) for each in best] == [3, 3]
+    assert [each.finish_reason for each in best] == ["interrupted"] * 2
+    monkeypatch.undo()
+    # With so few steps every beam is finished at its present length, so the ranking is the same.
+    shorter = model.beam_search([1, 2], beams=3, n=2, max_new_tokens=3)
+    assert [each.ids for each in best] == [each.ids for each in shorter]

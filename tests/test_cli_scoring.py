@@ -40,6 +40,7 @@ from test_cli import (  # noqa: F401  # fixtures
 from test_tokenizer import make_vocab_json
 
 import numpygpt
+from numpygpt import divergence, scoring
 from numpygpt.cli import colours, resume, texts
 from numpygpt.cli.perplexity import Measure, total
 from numpygpt.cli.terminal import on_colour_terminal
@@ -219,17 +220,28 @@ def test_a_character_of_several_tokens_has_the_colour_of_all_of_them(cli, model,
     assert int(colour) == colours._colour(score.logprobs[1:].sum())
 
 
-def test_bytes_that_are_no_character_do_not_stop_the_colours():
-    def painted(*tokens: bytes) -> str:
-        n = len(tokens)
-        score = Score(np.arange(n), np.full(n, -1.0), np.ones(n, int), np.zeros(n), 1, 2, 1)
-        pieces = PAINTED.findall("".join(colours.coloured(score, dict(enumerate(tokens)))))
-        return "|".join(piece for _, piece in pieces)
+def painted(*tokens: bytes) -> list[tuple[str, str]]:
+    """The colours and pieces of tokens that each have the log-probability -1."""
+    n = len(tokens)
+    score = Score(np.arange(n), np.full(n, -1.0), np.ones(n, int), np.zeros(n), 1, 2, 1)
+    return PAINTED.findall("".join(colours.coloured(score, dict(enumerate(tokens)))))
 
-    assert painted(b"\xf0\x9f", b"\x91\x8f!") == "👏!"
-    assert painted(b"\xf0\x9f", b"x") == "\ufffdx"
-    assert painted(b"\xf0\x9f") == "\ufffd"
-    assert painted(b"\x9f", b"x") == "\ufffd|x"
+
+def test_the_colour_of_a_character_is_that_of_the_product():
+    # exp(-1) = 0.37 and exp(-4) = 0.018 are in different classes.
+    assert painted(b"a", *(bytes([byte]) for byte in "👏".encode()), b"b") == [
+        ("223", "a"), ("216", "👏"), ("223", "b"),
+    ]  # fmt: skip
+
+
+def test_bytes_that_are_no_character_do_not_stop_the_colours():
+    def pieces(*tokens: bytes) -> list[str]:
+        return [piece for _, piece in painted(*tokens)]
+
+    assert pieces(b"\xf0\x9f", b"\x91\x8f!") == ["👏!"]
+    assert pieces(b"\xf0\x9f", b"x") == ["\ufffdx"]
+    assert pieces(b"\xf0\x9f") == ["\ufffd"]
+    assert pieces(b"\x9f", b"x") == ["\ufffd", "x"]
 
 
 def luminance(colour: int) -> float:
@@ -408,11 +420,32 @@ def test_standard_input_is_a_text_with_its_last_newline_and_no_mark(
     assert record["results"]["texts"][0]["count"] == count
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="no such directory")
+@VERBS
+def test_a_pipe_that_has_a_name_can_be_read_once_and_is_read_once(cli, model, verb):
+    ours, theirs = os.pipe()
+    os.write(theirs, b"the then")
+    os.close(theirs)
+    result = cli(verb, f"/dev/fd/{ours}", "--model", model, "--json")  # as with <(...) in a shell
+    os.close(ours)
+    assert json.loads(result.out)["options"]["texts"][0]["text"] == "the then"
+
+
 @VERBS
 def test_without_any_standard_input_there_is_no_text(cli, model, monkeypatch, verb):
     monkeypatch.setattr(sys, "stdin", None)
     check_error(cli(verb, "--model", model), "there is no text")
     check_error(cli(verb, "-", "--model", model), "no standard input")
+
+
+@pytest.mark.parametrize("piece", range(1, 6))
+@pytest.mark.parametrize(
+    "text", ["ab\n\n\n", "a      b", "ab \n\n c", "a\n\n\nb", "a\r\n\r\n"], ids=repr
+)
+def test_a_run_of_white_space_is_not_cut(monkeypatch, text, piece):
+    gpt2 = numpygpt.tokenizer.Tokenizer.gpt2()
+    monkeypatch.setattr(texts, "PIECE", piece)
+    assert texts.encode(gpt2, text).tolist() == gpt2.encode(text)
 
 
 @given(st.text(alphabet="ab '!.12é\n\t \r\x0b\x0c\x1c\x1d\x85\xa0\u2003\u2028👏", max_size=60))
@@ -496,8 +529,9 @@ def test_options_that_lines_have_no_use_for_are_refused(cli, text, option):
 
 
 def test_lines_are_answered_at_once(model):
-    run = command("score", "--jsonl", "--model", model)
-    with subprocess.Popen(run, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    run, ends = command("score", "--jsonl", "--model", model), subprocess.PIPE
+    buffered = {name: v for name, v in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(run, stdin=ends, stdout=ends, env=buffered) as process:
         for text in ("the", "then"):
             process.stdin.write(json.dumps(text).encode() + b"\n")
             process.stdin.flush()
@@ -585,6 +619,17 @@ def test_a_setting_that_was_changed_is_noticed(cli, record):
     change(record, ["options", "window"], 4)
     change(record, ["options", "stride"], 3)
     assert replay(cli, record).code == 1
+
+
+def test_the_seed_of_a_generation_is_recorded_and_its_change_is_noticed(cli, model, tmp_path):
+    run = ["generate", "the", "--model", model, "--max-new-tokens", "8", "--temperature", "2"]
+    record = make_record(cli, tmp_path / "r.json", *run)  # no seed was given
+    assert replay(cli, record).code == 0
+    seed = json.loads(pathlib.Path(record).read_text())["options"]["seed"]
+    change(record, ["options", "seed"], seed + 1)
+    result = replay(cli, record)
+    assert result.code == 1
+    assert "model and environment are the same" in result.out
 
 
 def test_other_circumstances_are_told_although_the_results_agree(cli, record, monkeypatch):
@@ -691,7 +736,7 @@ def rows(out: str) -> dict[str, list[float]]:
     found = {}
     for line in out.splitlines()[1:]:
         if re.match(r" *[\d,]+ +[\d,]", line):
-            *numbers, name = line.split()
+            *numbers, name = re.split(r"  +| (?=[-\d])", line.strip())
             found[name] = [
                 math.nan if number == "-" else float(re.sub("[,%]", "", number))
                 for number in numbers
@@ -822,7 +867,9 @@ def test_a_line_that_was_cut_off_is_written_again(cli, model, text, other, journ
         assert journal.read_bytes() == whole
 
 
-@pytest.mark.parametrize("how", ["weights", "config", "vocabulary", "settings", "dtype", "text"])
+@pytest.mark.parametrize(
+    "how", ["weights", "config", "vocabulary", "settings", "dtype", "text", "version"]
+)
 def test_results_of_something_else_are_neither_used_nor_touched(
     cli, model, text, journal, monkeypatch, how
 ):
@@ -842,6 +889,8 @@ def test_results_of_something_else_are_neither_used_nor_touched(
         run += ["--stride", "1"]
     elif how == "dtype":
         run += ["--dtype", "float64"]
+    elif how == "version":
+        monkeypatch.setattr(resume, "__version__", "0.0")
     else:
         pathlib.Path(text).write_bytes(TEXT.encode() + b".")
     calls = refuse_to_score(monkeypatch, allowed=1)
@@ -889,6 +938,17 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(cli, text, tm
         check_error(result, "cannot be written|not a regular file")
 
 
+def test_a_result_is_on_the_disk_before_the_next_text_is_read(
+    cli, model, text, other, journal, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(
+        resume.os, "fsync", lambda _: seen.append(journal.read_bytes().count(b"\n"))
+    )
+    assert cli("perplexity", text, other, "--model", model, "--resume", str(journal)).code == 0
+    assert seen == [1, 2]
+
+
 def test_a_disk_that_refuses_is_told(cli, model, text, journal, monkeypatch):
     def refuse(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -923,8 +983,43 @@ def test_ctrl_c_ends_the_process_with_130_and_keeps_what_was_done(model, text, t
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert list(rows(out.decode())) == [text]
+    # The unfinished text is there, too, unless not even its first window was.
+    finished, *unfinished = rows(out.decode())
+    assert finished == text
+    assert unfinished in ([], [f"{tmp_path / 'long'} (so far)", "total"])
     assert err.decode().strip() == "numpygpt: interrupted: incomplete: 1 of 2 texts were measured"
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, name: str, blocks: int) -> None:
+    """Let Ctrl-C come when so many blocks of rows have been scored."""
+    real, module = scoring.logit_blocks, {"score": scoring, "divergence": divergence}[name]
+
+    def stopping(*args: Any) -> Any:
+        for i, block in enumerate(real(*args)):
+            if i == blocks:
+                raise KeyboardInterrupt
+            yield block
+
+    monkeypatch.setattr(module, "logit_blocks", stopping)
+
+
+@pytest.mark.parametrize("verb", ["score", "divergence"])
+def test_ctrl_c_in_the_middle_of_a_text_keeps_what_was_scored_of_it(
+    cli, model, text, monkeypatch, verb
+):
+    run = ["perplexity", text, "--model", model]
+    run += ["--against", model] if verb == "divergence" else []
+    whole = rows(cli(*run).out)[text]
+    interrupt_after(monkeypatch, verb, 2)
+    stopped = cli(*run)
+    assert stopped.code == 130
+    (name, numbers) = next(iter(rows(stopped.out).items()))
+    assert name == f"{text} (so far)"
+    assert 0 < numbers[0] < whole[0]
+    recorded = cli(*run, "--json")
+    assert recorded.code == 130
+    results = json.loads(recorded.out)["results"]
+    assert (results["finished"], results["texts"][0]["count"]) == (0, numbers[0])
 
 
 # -- against another model ---------------------------------------------------------------------

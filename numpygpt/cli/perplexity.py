@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from ..api import Model
+from ..divergence import Divergence
 from ..errors import ArgumentError
 from ..params import Array
 from ..records import record
-from ..scoring import Divergence, Score, window_and_stride
+from ..scoring import Score, window_and_stride
+from .divergences import print_divergences, statistics, together
 from .options import DEFAULT_DTYPE, ModelChoice, add_model, add_windows, windows_of
 from .record import add_record, finish, recorded
 from .resume import Journal, key_of
@@ -196,7 +198,7 @@ def _measure(
     settled = _settled(options, model.config.n_ctx)
     described = choice.describe(model) if args.json or journal or old else {}
     done: list[Measure] = []
-    taken = 0
+    taken, finished = 0, 0
     try:
         for source in sources:
             ids = encode(model.tokenizer, source.read())
@@ -205,37 +207,46 @@ def _measure(
             if known is not None:
                 done.append(Measure(**known))
                 taken += 1
+                finished += 1
                 continue
             with _bar(source, len(ids), settled, args.json) as advance:
                 measure = Measure.of(model.score(ids, **settled, on_tokens=advance))
             if journal:
                 journal.append(key, source.name, vars(measure))
             done.append(measure)
-    except KeyboardInterrupt:
-        if not args.json and old is None:
-            _print_measures(sources, done, settled)
-        tell("interrupted", f"incomplete: {len(done)} of {len(sources)} texts were measured")
-        return 130
-    if not args.json and old is None:
-        _print_measures(sources, done, settled)
+            finished += 1
+    except KeyboardInterrupt as stopped:
+        so_far = getattr(stopped, "results", None)
+        if isinstance(so_far, Score) and so_far.count:
+            done.append(Measure.of(so_far))  # of the text that was being measured
+    if args.json or old is not None:
+        results = {
+            "texts": [m.as_json() for m in done],
+            "total": total(done).as_json(),
+            "finished": finished,
+        }
+        texts = [source.describe() for source in sources]
+        asked = {"texts": texts, **settled, "against": None}
+        status = finish(args, record("perplexity", described, asked, results), old)
+    else:
+        _print_measures(_names(sources, len(done), finished), done, settled)
         if taken:
             print(f"{taken} of {len(done)} results were taken from {one_line(args.resume)}")
-        return 0
-    results = {"texts": [m.as_json() for m in done], "total": total(done).as_json()}
-    texts = [source.describe() for source in sources]
-    asked = {"texts": texts, **settled, "against": None}
-    return finish(args, record("perplexity", described, asked, results), old)
+        status = 0
+    if finished == len(sources):
+        return status
+    tell("interrupted", f"incomplete: {finished} of {len(sources)} texts were measured")
+    return 130
 
 
 def _print_measures(
-    sources: Sequence[Source], measures: Sequence[Measure], settled: Mapping[str, Any]
+    names: Sequence[str], measures: Sequence[Measure], settled: Mapping[str, Any]
 ) -> None:
     """A line for each text and, if there are several, one for all."""
     print(
         f"{'tokens':>10} {'bytes':>11} {'nats/token':>10} {'+-':>7} {'perplexity':>11} {'+-':>8} "
         f"{'bits/byte':>9} {'bits/token':>10}  text"
     )
-    names = [one_line(source.name) for source in sources[: len(measures)]]
     rows = list(zip(measures, names, strict=True))
     if len(measures) > 1:
         rows.append((total(measures), "total"))
@@ -281,29 +292,39 @@ def _compare(
     model, reference = choice.load(), against.load()
     settled = _settled(options, min(model.config.n_ctx, reference.config.n_ctx))
     done: list[Divergence] = []
+    finished = 0
     try:
         for source in sources:
             ids = _same_ids(model, reference, source)
             with _bar(source, len(ids), settled, args.json) as advance:
                 done.append(reference.divergence(model, ids, **settled, on_tokens=advance))
-    except KeyboardInterrupt:
-        if not args.json and old is None:
-            _print_divergences(sources, done, settled)
-        tell("interrupted", f"incomplete: {len(done)} of {len(sources)} texts were compared")
-        return 130
-    if not args.json and old is None:
-        _print_divergences(sources, done, settled)
-        return 0
-    results = {
-        "texts": [_statistics(divergence) for divergence in done],
-        "total": _statistics(_together(done)),
-    }
-    asked = {
-        "texts": [source.describe() for source in sources],
-        **settled,
-        "against": against.describe(reference),
-    }
-    return finish(args, record("perplexity", choice.describe(model), asked, results), old)
+            finished += 1
+    except KeyboardInterrupt as stopped:
+        so_far = getattr(stopped, "results", None)
+        if isinstance(so_far, Divergence) and so_far.count:
+            done.append(so_far)
+    if args.json or old is not None:
+        results = {
+            "texts": [statistics(divergence) for divergence in done],
+            "total": statistics(together(done)) if done else None,
+            "finished": finished,
+        }
+        asked = {
+            "texts": [source.describe() for source in sources],
+            **settled,
+            "against": against.describe(reference),
+        }
+        made = record("perplexity", choice.describe(model), asked, results)
+        status = finish(args, made, old)
+    else:
+        if done:
+            print_divergences(_names(sources, len(done), finished), done)
+            print(_way(settled))
+        status = 0
+    if finished == len(sources):
+        return status
+    tell("interrupted", f"incomplete: {finished} of {len(sources)} texts were compared")
+    return 130
 
 
 def _same_ids(model: Model, reference: Model, source: Source) -> Array:
@@ -318,69 +339,13 @@ def _same_ids(model: Model, reference: Model, source: Source) -> Array:
     return ids
 
 
-def _together(divergences: Sequence[Divergence]) -> Divergence:
-    """All texts as one."""
-    names = ("ids", "kl", "same_top", "logprobs", "other_logprobs")
-    columns: dict[str, Any] = {
-        name: np.concatenate([getattr(d, name) for d in divergences]) for name in names
-    }
-    return dataclasses.replace(divergences[0], **columns)
-
-
-QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.0)
-
-
-def _statistics(d: Divergence) -> dict[str, Any]:
-    """Everything, for a record."""
-    return {
-        "count": d.count,
-        "perplexity_reference": d.perplexity,
-        "perplexity": d.other_perplexity,
-        "perplexity_ratio": d.perplexity_ratio,
-        "perplexity_ratio_error": d.perplexity_ratio_error,
-        "mean_kl": d.mean_kl,
-        "mean_kl_error": d.mean_kl_error,
-        "kl_quantiles": {f"{q:g}": d.kl_quantile(q) for q in QUANTILES},
-        "top_1_agreement": d.top_1_agreement,
-        "top_1_agreement_error": d.top_1_agreement_error,
-        "rms_change": d.rms_change,
-        "rms_change_error": d.rms_change_error,
-    }
-
-
-def _print_divergences(
-    sources: Sequence[Source], divergences: Sequence[Divergence], settled: Mapping[str, Any]
-) -> None:
-    """A line for each text, and all statistics of all together."""
-    if not divergences:
-        return
-    print(
-        f"{'tokens':>10} {'perplexity':>11} {'reference':>11} {'ratio':>9} {'mean KL':>10} "
-        f"{'same top':>10}  text"
-    )
-    names = [one_line(source.name) for source in sources]
-    for d, name in zip(divergences, names, strict=False):
-        print(
-            f"{d.count:>10,} {d.other_perplexity:>11,.4f} {d.perplexity:>11,.4f} "
-            f"{d.perplexity_ratio:>9.5f} {d.mean_kl:>10.4g} {d.top_1_agreement:>10.4%}  {name}"
-        )
-    d = _together(divergences)
-    print(f"\nall {d.count:,} tokens; p is the reference, q the model")
-    _print_pair("perplexity of q / of p", d.perplexity_ratio, d.perplexity_ratio_error)
-    _print_pair("mean KL(p || q), nats", d.mean_kl, d.mean_kl_error)
-    for q in QUANTILES:
-        name = {1.0: "maximum", 0.5: "median", 0.0: "minimum"}.get(q, f"{q * 100:g} %")
-        print(f"  {name:<28} {d.kl_quantile(q):>13.6g}")
-    _print_pair("same likeliest token, %", 100 * d.top_1_agreement, 100 * d.top_1_agreement_error)
-    _print_pair("rms change of p(token), %", 100 * d.rms_change, 100 * d.rms_change_error)
-    print(_way(settled))
-
-
-def _print_pair(name: str, value: float, error: float) -> None:
-    print(f"{name:<30} {value:>13.6g} +- {error:.2g}")
-
-
 # -- both --------------------------------------------------------------------------------------
+
+
+def _names(sources: Sequence[Source], count: int, finished: int) -> list[str]:
+    """The names of the texts that there are results of; the last may be unfinished."""
+    names = [one_line(source.name) for source in sources[:count]]
+    return names[:finished] + [f"{name} (so far)" for name in names[finished:]]
 
 
 def _settled(options: Mapping[str, Any], n_ctx: int) -> dict[str, Any]:

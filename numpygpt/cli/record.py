@@ -40,9 +40,9 @@ def add_record(parser: argparse.ArgumentParser, shown_as: str = "the result") ->
     parser.add_argument(
         "--replay",
         metavar="RECORD",
-        help="run what a file from --json (at most 256 MiB) records and compare the results, exactly; of the other "
-        "options only --model (weights that have moved) and --json can be given. The exit code is "
-        "1 if the results differ",
+        help="run what a file from --json records (at most 256 MiB) and compare the results, "
+        "exactly; of the other options only --model (weights that have moved) and --json can be "
+        "given. The exit code is 1 if the results differ",
     )
     parser.set_defaults(declared=parser)
 

@@ -182,8 +182,7 @@ def _shower(args: argparse.Namespace, tokenizer: Tokenizer) -> Any:
     """What prints the tokens of a score."""
     output = args.output or ("colors" if on_colour_terminal() else "table")
     if output == "colors":
-        print(legend())
-        return lambda score: print("".join(coloured(score, tokenizer.token_bytes)))
+        return lambda score: print(legend(), "\n", *coloured(score, tokenizer.token_bytes), sep="")
     return lambda score: _print_table(score, tokenizer)
 
 

@@ -1,7 +1,7 @@
 """The texts that are measured: exactly what a file holds, or an error.
 
 A text is read twice, first to look at all of them before any work begins, then when its turn
-comes; only standard input, which can be read once, is held.
+comes; only standard input and pipes, which can be read once, are held.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["LARGEST", "STANDARD_INPUT", "Source", "argument", "encode", "named",
 # Bytes. What is read of it is bounded, since a path can name a device that never ends.
 LARGEST = 2**28
 
-# Bytes of standard input that a record stores; of a longer one it has the hash.
+# Bytes of a piped text that a record stores; of a longer one it has the hash.
 STORED = 2**16
 
 STANDARD_INPUT = "-"
@@ -72,7 +72,7 @@ class Source(NamedTuple):
         data = _read(name)
         if not _decoded(name, data):
             raise ArgumentError(f"{_shown(name)}: empty, there is nothing to score")
-        held = data if name == STANDARD_INPUT else None
+        held = data if name == STANDARD_INPUT or not pathlib.Path(name).is_file() else None
         return cls(name, hashlib.sha256(data).hexdigest(), len(data), held)
 
     @classmethod

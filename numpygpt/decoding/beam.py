@@ -6,7 +6,8 @@ that ends with a stop token, or has all tokens it may have, is finished. Finishe
 ranked by ``sum / length ** length_penalty``, since a sum alone favours short texts.
 
 In all that decides which texts are found this follows ``generate(num_beams=...)`` of Hugging
-Face's transformers 5.
+Face's transformers 5. That adds up in float32, so there two texts may change places whose scores
+are equal but for rounding.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..cache import Cache
-from ..errors import ArgumentError, ContextError
+from ..errors import ArgumentError, ContextError, Interrupted
 from ..feed import CHUNK, Feeder
 from ..params import Array, Config, Params
-from .generate import Generation
+from .generate import FinishReason, Generation
 from .order import History
 from .sample import require_finite
 from .settings import Settings, _shown
@@ -107,7 +108,7 @@ class BeamSettings:
         object.__setattr__(self, "beams", _whole("beams", self.beams, None))
         object.__setattr__(self, "n", _whole("n", self.n, self.beams))
         p, early = self.length_penalty, self.early_stopping
-        number = isinstance(p, int | float | np.number) and not isinstance(p, bool)
+        number = isinstance(p, int | float | np.integer | np.floating) and not isinstance(p, bool)
         if not number or not abs(p) <= STEEPEST:
             raise ArgumentError(
                 f"length_penalty must be a number from -{STEEPEST} to {STEEPEST}, not {_shown(p)}"
@@ -161,6 +162,8 @@ def beam_search(
         At once, if the prompt and the new tokens do not fit.
     ArgumentError
         If the settings rule out every token of every beam.
+    Interrupted
+        After Ctrl-C; its ``results`` are the best so far, finished or not.
 
     Examples
     --------
@@ -186,17 +189,22 @@ def beam_search(
     new_cache = functools.partial(Cache, config, capacity, params.wpe.dtype)
     running = [Beam((), (), 0.0, new_cache())]
     finished: list[Beam] = []
-    for made in range(1, new_tokens + 1):
-        candidates = _candidates(prompt, running, feeder, settings)
-        over = [made == new_tokens or beam.ids[-1] in settings.stop_ids for beam in candidates]
-        # Only the very best may finish. Those after them are there to run on in their place.
-        best = zip(candidates[: settings.beams], over, strict=False)
-        finished += [beam for beam, is_over in best if is_over]
-        finished = sorted(finished, key=settings.score, reverse=True)[: settings.beams]
-        going = [beam for beam, is_over in zip(candidates, over, strict=True) if not is_over]
-        if not going or _settled(going[0], finished, settings):
-            break
-        running = _separate(going[: settings.beams], running, new_cache)
+    try:
+        for made in range(1, new_tokens + 1):
+            candidates = _candidates(prompt, running, feeder, settings)
+            over = [made == new_tokens or beam.ids[-1] in settings.stop_ids for beam in candidates]
+            # Only the very best may finish. Those after them are there to run on in their place.
+            best = zip(candidates[: settings.beams], over, strict=False)
+            finished += [beam for beam, is_over in best if is_over]
+            finished = sorted(finished, key=settings.score, reverse=True)[: settings.beams]
+            going = [beam for beam, is_over in zip(candidates, over, strict=True) if not is_over]
+            if not going or _settled(going[0], finished, settings):
+                break
+            running = _separate(going[: settings.beams], running, new_cache)
+    except KeyboardInterrupt:
+        found = finished + [beam for beam in running if beam.ids]
+        found = sorted(found, key=settings.score, reverse=True)[: settings.n]
+        raise Interrupted([_generation(prompt, beam, settings) for beam in found]) from None
     if not finished:
         raise ArgumentError("the settings rule out every token of every beam; allow more")
     return [_generation(prompt, beam, settings) for beam in finished[: settings.n]]
@@ -288,11 +296,13 @@ def _separate(
 def _generation(prompt: Array, beam: Beam, settings: BeamSettings) -> Generation:
     stopped = beam.ids[-1] in settings.stop_ids
     made = len(beam.ids) - stopped
+    full = made == settings.max_new_tokens
+    reason: FinishReason = "stop" if stopped else "length" if full else "interrupted"
     return Generation(
         prompt.tolist(),
         list(beam.ids[:made]),
         list(beam.logprobs[:made]),
-        finish_reason="stop" if stopped else "length",
+        finish_reason=reason,
         stop=beam.ids[-1] if stopped else None,
         passes=len(beam.ids),
         score=settings.score(beam),
