@@ -344,13 +344,13 @@ ONE_BY_ONE = {
 @pytest.mark.parametrize(("o", "without"), ONE_BY_ONE.values(), ids=ONE_BY_ONE)
 def test_each_setting_does_what_the_naive_loop_does_and_something(o, without):
     different = 0
-    for seed in range(8):
+    for seed in range(4):
         prompt = random_ids(CONFIG, 5, seed).tolist()
-        common = {"max_new_tokens": 30 if "keep" in o else 20, "stop_ids": (), "seed": seed}
+        common = {"max_new_tokens": 24 if "keep" in o else 12, "stop_ids": (), "seed": seed}
         result = MODEL.generate(prompt, **common | o)
         assert_same(result, naive(MODEL, prompt, **common | o))
         different += bits(result) != bits(MODEL.generate(prompt, **common | without))
-    assert different >= 4
+    assert different >= 3
 
 
 def test_a_position_too_many_is_far_beyond_rounding():
@@ -365,7 +365,7 @@ def test_equal_logits_give_the_lowest_id():
     head = PARAMS.head.copy()
     head[9] = head[11] = head[6]
     twins = Model(CONFIG, PARAMS._replace(head=head))
-    bias = {i: 20.0 for i in (6, 9, 11)}
+    bias = dict.fromkeys((6, 9, 11), 20.0)
     result = twins.generate([1, 2], max_new_tokens=8, logit_bias=bias, top_logprobs=V)
     assert result.ids == [6] * 8
     assert result.margins == [0.0] * 8
@@ -403,7 +403,7 @@ def test_logprobs_are_the_models_own_whatever_the_filters_do():
 
 
 @given(st.lists(PROMPTS, min_size=1, max_size=4), options(), st.integers(0, 3))
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_a_row_of_a_batch_is_its_single_run(prompts, o, lookup):
     o |= {"lookup": lookup}
     try:
@@ -417,7 +417,7 @@ def test_a_row_of_a_batch_is_its_single_run(prompts, o, lookup):
 
 
 @given(st.lists(PROMPTS, min_size=1, max_size=3), options(), st.integers(1, 5))
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_in_float32_with_chunk_1_a_row_is_its_single_run_to_the_last_bit(prompts, o, lookup):
     try:
         batch = SINGLE.generate(prompts, **o, lookup=lookup, chunk=1)
@@ -440,7 +440,7 @@ def test_each_sample_is_the_naive_loop_with_its_own_generator(prompt, lookup):
 
 
 @given(st.lists(PROMPTS, min_size=1, max_size=3), st.integers(1, 4), st.integers(2, 6))
-@settings(max_examples=25)
+@settings(max_examples=8)
 def test_a_sample_depends_neither_on_their_number_nor_on_the_batch(prompts, few, more):
     o = {**SAMPLED, "seed": 5, "overflow": "slide", "chunk": 1}
     batch = MODEL.generate(prompts, n=more, **o)
@@ -536,6 +536,7 @@ def test_greedy_decoding_draws_nothing(monkeypatch):
 
 
 @given(PROMPTS, st.integers(0, N_CTX))
+@settings(max_examples=25)
 def test_truncate_left_is_the_continuation_of_what_is_left(prompt, most):
     o = {"max_new_tokens": most, "stop_ids": ()}
     result = MODEL.generate(prompt, overflow="truncate-left", **o)
@@ -544,9 +545,9 @@ def test_truncate_left_is_the_continuation_of_what_is_left(prompt, most):
     assert result.prompt_ids == left
 
 
-@pytest.mark.parametrize("total", range(N_CTX - 1, N_CTX + 4))
-@pytest.mark.parametrize("length", [1, 2, N_CTX - 1, N_CTX, N_CTX + 1, N_CTX + 2])
-@pytest.mark.parametrize("keep", [1, None, N_CTX - 1, N_CTX])
+@pytest.mark.parametrize("total", range(N_CTX, N_CTX + 4))
+@pytest.mark.parametrize("length", [20, N_CTX - 1, N_CTX, N_CTX + 1, N_CTX + 2])
+@pytest.mark.parametrize("keep", [1, None, N_CTX])
 def test_sliding_around_the_last_position(total, length, keep):
     """At n_ctx + 1 tokens in all, nothing slides yet: the last one is never read."""
     if total <= length:
@@ -560,7 +561,7 @@ def test_sliding_around_the_last_position(total, length, keep):
         assert_same(result, MODEL.generate(prompt, max_new_tokens=total - length, stop_ids=()))
 
 
-@pytest.mark.parametrize("length", [1, 20, 24, 25, 60])
+@pytest.mark.parametrize("length", [1, 24, 25, 60])
 @pytest.mark.parametrize("o", [{}, {"temperature": 1.0, "seed": 1}], ids=str)
 def test_with_keep_n_ctx_every_token_sees_the_last_n_ctx(length, o):
     """The loop everybody knows: logits of idx[-n_ctx:], one token, again."""
@@ -643,10 +644,16 @@ def test_fitted_leaves_the_prompt_or_its_end(length, most, overflow):
 # -- prompt lookup --------------------------------------------------------------------------------
 
 
-@given(PROMPTS, options(), st.integers(1, 10), st.sampled_from([1, 2, 3, 7, 256]))
+# Half of the prompts are one thing over and over, and half of these go on like that.
+CYCLES = st.builds(lambda part: (part * 9)[:30], st.lists(TOKENS, min_size=1, max_size=4))
+
+
+@given(PROMPTS | CYCLES, st.booleans(), options(), st.integers(1, 10), st.sampled_from([1, 3, 256]))
 @settings(max_examples=60)
-def test_lookup_changes_no_token(prompt, o, lookup, chunk):
+def test_lookup_changes_no_token(prompt, go_on, o, lookup, chunk):
     o |= {"chunk": chunk}
+    if go_on:
+        o["forced"] = {i: prompt[i % len(prompt)] for i in range(o["max_new_tokens"] * 3 // 4)}
     try:
         plain = MODEL.generate(prompt, **o)
     except ArgumentError:
@@ -684,18 +691,37 @@ def test_lookup_saves_passes_where_the_text_repeats_itself(rows, lookup, o):
     assert max(rows[1:]) <= 1 + lookup
 
 
-def test_a_text_that_ends_on_a_right_proposal_has_a_token_less():
+@pytest.mark.parametrize("ending", [{"stop": ["bc"], "stop_ids": ()}, {"stop_ids": [2]}], ids=str)
+def test_a_text_that_ends_on_a_right_proposal_ends_there(ending):
     """Each pass makes one token more than it has right proposals, unless the text ends before."""
-    o = {"max_new_tokens": 15, "forced": dict(enumerate(LOOPING)), "lookup": 5}
-    free = MODEL.generate(LOOPING, **o)
-    assert free.accepted >= 7
-    for least in range(1, 7):
-        ended = MODEL.generate(LOOPING, **o, stop=["bc"], min_new_tokens=least, stop_ids=())
-        made = len(ended.ids)
-        assert ended.stop is not None
-        counted = (ended.passes, ended.drafted, ended.accepted)
-        assert counted == statistics(LOOPING, ended.ids, o)
-        assert ended.passes + ended.accepted - made in (0, 1)
+    o = {"max_new_tokens": 15, "chunk": 1, **ending}
+    shortened = 0
+    for rotated in range(3):
+        said = LOOPING[rotated:] + LOOPING[:rotated]
+        forced = {"forced": dict(enumerate(said))}
+        for least in range(1, 7):
+            plain = MODEL.generate(LOOPING, **o, **forced, min_new_tokens=least)
+            ended = MODEL.generate(LOOPING, **o, **forced, min_new_tokens=least, lookup=5)
+            assert plain.finish_reason == "stop"
+            assert bits(ended) == bits(plain)
+            made = ended.ids + [ended.stop] * isinstance(ended.stop, int)
+            counted = (ended.passes, ended.drafted, ended.accepted)
+            assert counted == statistics(LOOPING, made, o | {"lookup": 5})
+            shortened += len(made) == ended.passes + ended.accepted - 1
+            assert ended.passes + ended.accepted - len(made) in (0, 1)
+    assert shortened > 3
+
+
+def test_proposals_where_the_window_slides(rows):
+    """Not beyond the last position, not beyond the last token, and again after the window slid."""
+    o = {"max_new_tokens": 17, "overflow": "slide", "keep": 12, "lookup": 10}
+    prompt = list(range(12)) * 3
+    result = MODEL.generate(prompt, **o, forced={i: i % 12 for i in range(17)})
+    # All 24 positions, without room for a proposal. 12 tokens anew, and ten proposals. Then there
+    # is one position left. 12 anew, and two proposals: after these the last token is the 17th.
+    assert rows == [24, 12 + 10, 1 + 1, 12 + 2]
+    assert (result.passes, result.drafted, result.accepted) == (4, 13, 13)
+    assert result.ids == (prompt * 2)[:17]
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 256])
@@ -707,6 +733,9 @@ def test_lookup_for_several_samples_and_prompts(chunk):
     guessed = MODEL.generate(prompts, **o, lookup=4)
     for row, wanted in zip(itertools.chain(*guessed), itertools.chain(*plain), strict=True):
         assert_same(row, wanted)
+        made = row.ids + [row.stop] * isinstance(row.stop, int)
+        counted = (row.passes, row.drafted, row.accepted)
+        assert counted == statistics(row.prompt_ids, made, o | {"lookup": 4})
         if chunk == 1:
             assert bits(row) == bits(wanted)
     assert sum(result.accepted for result in itertools.chain(*guessed)) > 20
@@ -720,7 +749,7 @@ def test_nothing_is_proposed_beyond_the_last_token(rows):
 # The statistics of lookup: three new tokens out of three, after a prompt that proposes two.
 THREE = Config(vocab_size=3, n_ctx=16, n_embd=8, n_layer=1, n_head=2, tie_word_embeddings=False)
 REPEATING = [0, 1, 2, 0, 1, 2, 0, 1, 2]
-RUNS = 3000
+RUNS = 2000
 
 
 def exact_probabilities(model):
@@ -734,7 +763,7 @@ def exact_probabilities(model):
 
 
 def chi_square(model):
-    """How far the frequencies of 3000 samples are from the exact probabilities."""
+    """How far the frequencies of 2000 samples are from the exact probabilities."""
     results = model.generate(
         REPEATING, n=RUNS, max_new_tokens=3, temperature=1.0, seed=11, lookup=2
     )
@@ -767,7 +796,7 @@ def test_the_threshold_is_that_of_the_tables():
 
 def test_lookup_leaves_the_distribution_as_it_is():
     distance, freedom = chi_square(Model(THREE, random_params(THREE, seed=5)))
-    assert freedom == 26
+    assert freedom > 20
     assert distance < threshold(freedom)
 
 
@@ -868,7 +897,7 @@ def test_stop_strings_need_a_tokenizer():
 
 
 @given(PROMPTS, options(), st.integers(0, 3))
-@settings(max_examples=50)
+@settings(max_examples=30)
 def test_the_pieces_of_a_stream_are_the_text_of_generate(prompt, o, lookup):
     o |= {"lookup": lookup}
     try:
@@ -919,14 +948,13 @@ def test_forced_tokens_count_from_both_ends():
 
 
 @given(PROMPTS, st.lists(st.lists(TOKENS, min_size=1, max_size=4), max_size=8))
+@settings(max_examples=25)
 def test_banned_sequences_never_come_not_even_over_the_border_of_the_prompt(prompt, banned):
     o = {"max_new_tokens": 10, "overflow": "slide", "temperature": 2.0, "seed": 1, "stop_ids": ()}
-    assume(len({item[0] for item in banned if len(item) == 1}) < V)
     try:
         result = MODEL.generate(prompt, banned=banned, **o)
-    except ArgumentError as error:
-        assert "rule out every token" in str(error)
-        return
+    except ArgumentError:  # everything was ruled out
+        assume(False)
     text, border = prompt + result.ids, len(prompt)
     for item in banned:
         for end in range(border + 1, len(text) + 1):
@@ -1018,12 +1046,12 @@ ENDING = {"temperature": 1.4, "max_new_tokens": 20, "seed": 1, "stop_ids": [6, E
           "stop": ["a"]}  # fmt: skip
 
 
-@pytest.mark.parametrize("n", [1, 6])
+@pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("batch", [False, True], ids=["one prompt", "a batch"])
 @pytest.mark.parametrize("lookup", [0, 3])
 def test_ctrl_c_leaves_what_is_finished_as_it_is(n, batch, lookup):
     """In the shape that the call would have returned; of the others what has been made."""
-    prompts = [[1, 2], [3], [5, 6, 7], [8]] if batch else [1, 2]
+    prompts = [[1, 2], [3], [5, 6, 7]] if batch else [1, 2]
     o = {**ENDING, "n": n, "lookup": lookup}
     whole = MODEL.generate(prompts, **o)
 
@@ -1078,8 +1106,7 @@ def test_ctrl_c_in_a_stream(count):
     o = {"max_new_tokens": 7, "forced": HELLO, "stop_ids": (), "stop": ["c\N{OX}"]}
     stream, pieces = MODEL.stream([1], **o, on_step=after(count)), []
     with pytest.raises(Interrupted) as caught:
-        for piece in stream:
-            pieces.append(piece)
+        pieces.extend(stream)
     result = caught.value.results
     assert result is stream.result
     assert result.ids == list(HELLO.values())[:count]
