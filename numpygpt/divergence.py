@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .arguments import whole
 from .errors import ArgumentError, Interrupted
 from .feed import CHUNK
 from .params import Array, Config, Params
@@ -15,7 +16,6 @@ from .scoring import (
     OnTokens,
     bounded_exp,
     expected,
-    integer,
     log_softmax,
     logit_blocks,
     make_workspace,
@@ -220,7 +220,7 @@ def divergence(
             f"{sizes[1]}"
         )
     window, stride = window_and_stride(window, stride, min(p[1].n_ctx, q[1].n_ctx))
-    start = integer("start", start, 1, len(ids), f"there are {len(ids)} tokens")
+    start = whole("start", start, 1, len(ids), f"there are {len(ids)} tokens")
     kl, logprobs, other_logprobs = np.full((3, len(ids) - start), np.nan)
     same_top = np.zeros(len(kl), bool)
     result = Divergence(ids[start:], kl, same_top, logprobs, other_logprobs, window, stride)

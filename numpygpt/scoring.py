@@ -20,13 +20,13 @@ the first token. Bits per byte can be compared across tokenizers too.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from .arguments import whole
 from .cache import Cache
 from .decoding.sample import require_finite
 from .errors import ArgumentError, Interrupted
@@ -40,7 +40,6 @@ __all__ = [
     "Window",
     "bounded_exp",
     "expected",
-    "integer",
     "log_softmax",
     "logit_blocks",
     "make_workspace",
@@ -107,23 +106,10 @@ def window_and_stride(window: int | None, stride: int | None, n_ctx: int) -> tup
     (1024, 512)
     """
     window = max(2, n_ctx) if window is None else window
-    window = integer("window", window, 2, n_ctx + 1, f"the model has {n_ctx} positions")
+    window = whole("window", window, 2, n_ctx + 1, f"the model has {n_ctx} positions")
     stride = max(1, window // 2) if stride is None else stride
-    stride = integer("stride", stride, 1, window - 1, "every window but the first needs context")
+    stride = whole("stride", stride, 1, window - 1, "every window but the first needs context")
     return window, stride
-
-
-def integer(name: str, value: Any, least: int, most: int, why: str) -> int:
-    """An argument, if it is an integer in its range."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if isinstance(value, bool | np.bool) or not least <= number <= most:
-        raise ArgumentError(
-            f"{name} must be an integer from {least} to {most} ({why}), not {value!r}"
-        )
-    return number
 
 
 def windows(total: int, start: int, window: int, stride: int) -> Iterator[Window]:
@@ -235,7 +221,7 @@ def score(
     (7, (6,))
     """
     window, stride = window_and_stride(window, stride, config.n_ctx)
-    start = integer("start", start, 1, len(ids), f"there are {len(ids)} tokens")
+    start = whole("start", start, 1, len(ids), f"there are {len(ids)} tokens")
     count = len(ids) - start
     rows = Rows(np.full(count, np.nan), np.zeros(count, np.intp), np.full(count, np.nan))
     workspace = make_workspace(config)

@@ -12,6 +12,7 @@ import operator
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
+from .arguments import told
 from .errors import ArgumentError, TokenError
 
 __all__ = ["StopSearch", "TextStream", "stop_strings"]
@@ -33,11 +34,11 @@ def stop_strings(stop: Iterable[str]) -> tuple[str, ...]:
     ('\n\n', 'END')
     """
     if isinstance(stop, str | bytes) or not isinstance(stop, Iterable):
-        raise ArgumentError(f"stop must be a list of strings, not {str(stop)[:40]!r}")
+        raise ArgumentError(f"stop must be a list of strings, not {told(stop)}")
     checked = tuple(stop)
     for text in checked:
         if not isinstance(text, str) or not text:
-            raise ArgumentError(f"a stop string must be a non-empty text, not {str(text)[:40]!r}")
+            raise ArgumentError(f"a stop string must be a non-empty text, not {told(text)}")
         try:
             text.encode()
         except UnicodeEncodeError:

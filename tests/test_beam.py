@@ -378,12 +378,12 @@ def test_weights_that_are_no_numbers_are_an_error():
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"beams": 0}, "beams must be an integer from 1 up, not 0"),
+        ({"beams": 0}, "beams must be an integer from 1 to 10000, not 0"),
         ({"beams": True}, "beams must be"),
         ({"beams": 2.0}, "beams must be"),
         ({"beams": None}, "beams must be"),
-        ({"n": 0}, "n must be an integer from 1 to beams = 4, not 0"),
-        ({"n": 5}, "n must be an integer from 1 to beams = 4, not 5"),
+        ({"n": 0}, r"n must be an integer from 1 to 4 \(beams\), not 0"),
+        ({"n": 5}, r"n must be an integer from 1 to 4 \(beams\), not 5"),
         ({"n": 10**5000}, "n must be"),
         ({"length_penalty": math.inf}, "length_penalty must be a number from -50 to 50, not inf"),
         ({"length_penalty": math.nan}, "length_penalty must be"),

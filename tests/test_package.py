@@ -20,7 +20,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 # From the bottom up; a module imports only from layers below its own (or from its own package).
 LAYERS = [
     {"errors", "ops"},
-    {"params"},
+    {"params", "arguments"},
     {"cache"},
     {"plans"},
     {"model"},

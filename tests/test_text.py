@@ -215,10 +215,10 @@ def test_a_tokenizers_stream_stops_across_gpt2s_tokens():
         ("END", "a list of strings, not 'END'"),
         (b"END", "a list of strings"),
         (None, "a list of strings"),
-        (7, "a list of strings, not '7'"),
+        (7, "a list of strings, not 7"),
         (["a", ""], "non-empty text, not ''"),
         ([b"END"], "non-empty text"),
-        ([None], "non-empty text, not 'None'"),
+        ([None], "non-empty text, not None"),
         (["a\ud800"], "half of a surrogate pair"),
     ],
 )

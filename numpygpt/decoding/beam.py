@@ -16,10 +16,11 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ..arguments import as_float, told, whole
 from ..cache import Cache
 from ..errors import ArgumentError, ContextError, Interrupted
 from ..feed import CHUNK, Feeder
@@ -27,12 +28,15 @@ from ..params import Array, Config, Params
 from .generate import FinishReason, Generation
 from .order import History
 from .sample import require_finite
-from .settings import Settings, _shown
+from .settings import Settings
 
 __all__ = ["BeamSettings", "beam_search"]
 
 # A text of a million tokens to this power is still a float64.
 STEEPEST = 50
+
+# Each has a cache of its own.
+MOST_BEAMS = 10_000
 
 # What beam search shares with the other ways of decoding.
 SHARED = ("max_new_tokens", "min_new_tokens", "stop_ids", "no_repeat_ngram", "banned", "chunk")
@@ -68,7 +72,7 @@ class BeamSettings:
     max_new_tokens, min_new_tokens, stop_ids, no_repeat_ngram, banned, chunk
         As in :class:`~numpygpt.decoding.Settings`. What these rule out is not a candidate.
     beams : int
-        How many beams run at a time, at least 1, and how many finished ones are kept.
+        How many beams run at a time, 1 to 10000, and how many finished ones are kept.
     n : int
         How many of these are returned, 1 to `beams`.
     length_penalty : float
@@ -105,19 +109,17 @@ class BeamSettings:
         for name, value in vars(self.decoding).items():
             if name in SHARED:
                 object.__setattr__(self, name, value)
-        object.__setattr__(self, "beams", _whole("beams", self.beams, None))
-        object.__setattr__(self, "n", _whole("n", self.n, self.beams))
-        p, early = self.length_penalty, self.early_stopping
-        number = isinstance(p, int | float | np.integer | np.floating) and not isinstance(p, bool)
-        if not number or not abs(p) <= STEEPEST:
+        object.__setattr__(self, "beams", whole("beams", self.beams, 1, MOST_BEAMS))
+        object.__setattr__(self, "n", whole("n", self.n, 1, self.beams, "beams"))
+        p, early = as_float(self.length_penalty), self.early_stopping
+        if not abs(p) <= STEEPEST:
             raise ArgumentError(
-                f"length_penalty must be a number from -{STEEPEST} to {STEEPEST}, not {_shown(p)}"
+                f"length_penalty must be a number from -{STEEPEST} to {STEEPEST}, "
+                f"not {told(self.length_penalty)}"
             )
-        object.__setattr__(self, "length_penalty", float(p))
+        object.__setattr__(self, "length_penalty", p)
         if not isinstance(early, bool) and not (isinstance(early, str) and early == "never"):
-            raise ArgumentError(
-                f"early_stopping must be True, False or 'never', not {_shown(early)}"
-            )
+            raise ArgumentError(f"early_stopping must be True, False or 'never', not {told(early)}")
 
     def score(self, beam: Beam) -> float:
         """What finished beams are ranked by."""
@@ -127,14 +129,6 @@ class BeamSettings:
     def decoding(self) -> Settings:
         """The settings that other ways of decoding have, too, checked."""
         return Settings(**{name: getattr(self, name) for name in SHARED})
-
-
-def _whole(name: str, value: Any, most: int | None) -> int:
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not value >= 1 or (most is not None and value > most):
-        bounds = "1 up" if most is None else f"1 to beams = {most}"
-        raise ArgumentError(f"{name} must be an integer from {bounds}, not {_shown(value)}")
-    return int(value)
 
 
 def beam_search(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 
+from ..arguments import MOST, as_float, as_integer, told, whole
 from ..errors import ArgumentError, TokenError
 from ..feed import CHUNK
 from ..text import stop_strings
@@ -23,27 +23,28 @@ __all__ = ["Options", "Overflow", "Settings"]
 Overflow: TypeAlias = Literal["error", "truncate-left", "slide"]
 OVERFLOWS = ("error", "truncate-left", "slide")
 
-# Whole numbers and the least value of each. None is allowed where that is the default.
+# Samples of a prompt run together, and each has a cache of its own.
+MOST_SAMPLES = 10_000
+
+# Whole numbers and their ranges. None is allowed where that is the default.
 INTEGERS = {
-    "max_new_tokens": 0,
-    "min_new_tokens": 0,
-    "top_k": 1,
-    "penalty_window": 1,
-    "no_repeat_ngram": 1,
-    "seed": 0,
-    "n": 1,
-    "top_logprobs": 0,
-    "lookup": 0,
-    "keep": 1,
-    "chunk": 1,
+    "max_new_tokens": (0, MOST),
+    "min_new_tokens": (0, MOST),
+    "top_k": (1, MOST),
+    "penalty_window": (1, MOST),
+    "no_repeat_ngram": (1, MOST),
+    "seed": (0, MOST),
+    "n": (1, MOST_SAMPLES),
+    "top_logprobs": (0, MOST),
+    "lookup": (0, MOST),
+    "keep": (1, MOST),
+    "chunk": (1, MOST),
 }
 
 
 def _range(low: float, high: float, words: str) -> tuple[Callable[[float], bool], str]:
     return (lambda value: low <= value <= high), words
 
-
-MOST = 2**128  # more than anybody means; Python refuses to print what is much larger
 
 # Real numbers: what is allowed, and that in words. A temperature below 1e-100 would overflow.
 TINY, HUGE = 1e-100, 1e308
@@ -145,7 +146,7 @@ class Settings:
         depends on the batch around it, and the same prompt twice in a list gives the same text
         twice. Fresh randomness if None; greedy decoding draws nothing.
     n : int
-        Samples for each prompt, each from a generator of its own.
+        Samples for each prompt, each from a generator of its own; 1 to 10000.
     stop : iterable of str
         Texts that end a sequence. They are found across the borders of tokens and are not part
         of its text.
@@ -207,13 +208,15 @@ class Settings:
     chunk: int = CHUNK
 
     def __post_init__(self) -> None:
-        for name, least in INTEGERS.items():
-            self._set(name, _whole(name, getattr(self, name), least, self._default(name) is None))
+        for name, bounds in INTEGERS.items():
+            value = getattr(self, name)
+            if value is not None or self._default(name) is not None:
+                self._set(name, whole(name, value, *bounds))
         for name, (allowed, words) in REALS.items():
             self._set(name, _real(name, getattr(self, name), allowed, words))
         if not isinstance(self.overflow, str) or self.overflow not in OVERFLOWS:
             raise ArgumentError(
-                f"overflow must be {', '.join(map(repr, OVERFLOWS))}, not {_shown(self.overflow)}"
+                f"overflow must be {', '.join(map(repr, OVERFLOWS))}, not {told(self.overflow)}"
             )
         self._set("stop", stop_strings([self.stop] if isinstance(self.stop, str) else self.stop))
         self._set("stop_ids", tuple(_ids("stop_ids", self.stop_ids)))
@@ -245,7 +248,7 @@ class Settings:
             i = number + self.max_new_tokens if number < 0 else number
             if not 0 <= i < self.max_new_tokens:
                 raise ArgumentError(
-                    f"forced: there is no new token {_shown(number)} among max_new_tokens = "
+                    f"forced: there is no new token {told(number)} among max_new_tokens = "
                     f"{self.max_new_tokens}"
                 )
             if forced.setdefault(i, token) != token:
@@ -277,61 +280,32 @@ class Settings:
             raise ArgumentError(f"keep = {self.keep} has no effect without overflow='slide'")
 
 
-def _whole(name: str, value: Any, least: int, optional: bool) -> int | None:
-    if value is None and optional:
-        return None
-    number = _integer(value)
-    if number is None or number < least:
-        raise ArgumentError(f"{name} must be an integer from {least} up, not {_shown(value)}")
-    if number >= MOST:
-        raise ArgumentError(f"{name} must be an integer from {least} to 2**128 - 1")
-    return number
-
-
-def _integer(value: Any) -> int | None:
-    """An integer as Python's own, which does not wrap around; None for what is not one."""
-    try:
-        return None if isinstance(value, bool | np.bool_) else operator.index(value)
-    except TypeError:
-        return None
-
-
 def _real(name: str, value: Any, allowed: Callable[[float], bool], words: str) -> float | None:
     if value is None:
         return None
-    number = _float(value)
+    number = as_float(value)
     if not allowed(number):
-        raise ArgumentError(f"{name} must be {words}, not {_shown(value)}")
+        raise ArgumentError(f"{name} must be {words}, not {told(value)}")
     return number
-
-
-def _float(value: Any) -> float:
-    """A real number as Python's own; NaN, which no range allows, for what is not one."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        return math.nan
-    try:
-        return float(value)
-    except (OverflowError, TypeError):  # an integer beyond floats; NumPy's time spans
-        return math.nan
 
 
 def _ids(name: str, ids: Any) -> list[int]:
     if not _iterable(ids) or isinstance(ids, str | bytes):
-        raise ArgumentError(f"{name} must be token ids, not {_shown(ids)}")
+        raise ArgumentError(f"{name} must be token ids, not {told(ids)}")
     return [_id(name, i) for i in ids]
 
 
 def _id(name: str, value: Any) -> int:
     """A token id; whether the model has it is checked where the model is known."""
-    number = _integer(value)
+    number = as_integer(value)
     if number is None:
-        raise TokenError(f"{name}: token ids must be integers, not {_shown(value)}")
+        raise TokenError(f"{name}: token ids must be integers, not {told(value)}")
     return number
 
 
 def _sequences(banned: Any) -> tuple[tuple[int, ...], ...]:
     if not _iterable(banned) or isinstance(banned, str | bytes | Mapping):
-        raise ArgumentError(f"banned must be token ids or sequences of them, not {_shown(banned)}")
+        raise ArgumentError(f"banned must be token ids or sequences of them, not {told(banned)}")
     sequences = []
     for item in banned:
         nested = isinstance(item, list | tuple | range) or np.ndim(item) == 1
@@ -343,9 +317,9 @@ def _sequences(banned: Any) -> tuple[tuple[int, ...], ...]:
 
 
 def _bias(name: str, value: Any) -> float:
-    number = _float(value)
+    number = as_float(value)
     if not (number == -math.inf or abs(number) <= 1e9):
-        raise ArgumentError(f"{name} must be finite numbers or -inf, not {_shown(value)}")
+        raise ArgumentError(f"{name} must be finite numbers or -inf, not {told(value)}")
     return number
 
 
@@ -358,7 +332,7 @@ def _names(order: Any) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str):
             raise ArgumentError(
-                f"order must be a name or a sequence of filter names, not {_shown(order)}"
+                f"order must be a name or a sequence of filter names, not {told(order)}"
             )
     return names
 
@@ -367,12 +341,5 @@ def _pairs(
     name: str, mapping: Any, words: str, value: Callable[[str, Any], Any] = _id
 ) -> list[tuple[int, Any]]:
     if not isinstance(mapping, Mapping):
-        raise ArgumentError(f"{name} must be a mapping from {words}, not {_shown(mapping)}")
+        raise ArgumentError(f"{name} must be a mapping from {words}, not {told(mapping)}")
     return [(_id(name, key), value(name, item)) for key, item in mapping.items()]
-
-
-def _shown(value: Any) -> str:
-    try:
-        return repr(value)[:40]
-    except ValueError:  # an integer of more than 4300 digits
-        return "that"
