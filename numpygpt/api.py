@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias, Unpack, overload
 
 import numpy as np
 
 from .cache import Cache, segments
 from .decoding import (
-    BeamSettings,
+    Beams,
     Generation,
     Options,
     Settings,
@@ -20,6 +20,7 @@ from .decoding import (
     beam_search,
     decode,
     fitted,
+    require_usable,
 )
 from .divergence import Divergence, divergence
 from .errors import ArgumentError, ContextError, Interrupted, TokenError, TokenizerError
@@ -33,6 +34,7 @@ from .tokenizer import Tokenizer
 __all__ = ["Model", "Stream"]
 
 Prompt: TypeAlias = "str | Sequence[int] | Array"
+Prompts: TypeAlias = "Sequence[str] | Sequence[Sequence[int]]"
 
 
 class Model:
@@ -189,9 +191,23 @@ class Model:
     @overload
     def generate(self, prompt: Sequence[int], **settings: Unpack[Options]) -> Generation: ...
     @overload
-    def generate(
-        self, prompt: Sequence[str] | Sequence[Sequence[int]], **settings: Unpack[Options]
+    def generate(self, prompt: Prompts, **settings: Unpack[Options]) -> list[Generation]: ...
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self, prompt: str | Array, *, n: int, **settings: Unpack[Options]
     ) -> list[Generation]: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[int], *, n: int, **settings: Unpack[Options]
+    ) -> list[Generation]: ...
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        n: int,
+        **settings: Unpack[Options],
+    ) -> list[list[Generation]]: ...
     def generate(
         self, prompt: Any, **settings: Any
     ) -> Generation | list[Generation] | list[list[Generation]]:
@@ -213,8 +229,8 @@ class Model:
         -------
         Generation or list of Generation
             A list for a list of prompts. Each result is the one its prompt would have had alone,
-            up to the rounding of the logits; with ``chunk=1``, exactly. With ``n`` above 1, a
-            list of n in the place of each result.
+            up to the rounding of the logits; with ``chunk=1``, exactly. Where ``n`` is given, even
+            as 1, a list of n results stands in the place of each.
 
         Raises
         ------
@@ -237,29 +253,26 @@ class Model:
         >>> len(two)
         2
         """
-        on_step = _listener(settings.pop("on_step", None))
+        on_step, listed = _listener(settings.pop("on_step", None)), "n" in settings
         checked = self.settings(**settings)
         several = isinstance(prompt, list | tuple) and not any(map(_is_id, prompt))
         prompts = [
             fitted(self._prompt(item), checked, self.config)
             for item in (prompt if several else [prompt])
         ]
-        results = [self._blank(ids) for ids in prompts for _ in range(checked.n)]
-        n = checked.n
-        grouped = [results[i : i + n] for i in range(0, len(results), n)] if n > 1 else results
-        answer: Any = grouped if several else grouped[0]
-        running = set(range(len(results))) if checked.max_new_tokens else set()
+        grouped = [[self._blank(ids, checked) for _ in range(checked.n)] for ids in prompts]
+        results = [result for group in grouped for result in group]
+        answer: Any = grouped if listed else results
+        answer = answer if several else answer[0]
         try:
             for steps in self._decode(prompts, checked):
                 for step in steps:
                     results[step.sequence].add(step)
-                    if step.finish is not None:
-                        running.discard(step.sequence)
                 if on_step is not None:
                     on_step(steps)
         except KeyboardInterrupt:
-            for i in running:
-                self._interrupt(results[i])
+            for result in results:
+                self._interrupt(result)
             raise Interrupted(answer) from None
         return answer  # type: ignore[no-any-return]
 
@@ -310,12 +323,7 @@ class Model:
         n: int = 1,
         length_penalty: float = 1.0,
         early_stopping: bool | Literal["never"] = False,
-        max_new_tokens: int = 100,
-        min_new_tokens: int = 0,
-        stop_ids: Iterable[int] | None = None,
-        no_repeat_ngram: int | None = None,
-        banned: Iterable[int | Sequence[int]] = (),
-        chunk: int = CHUNK,
+        **settings: Unpack[Options],
     ) -> list[Generation]:
         """The likeliest continuations that a search along several paths finds.
 
@@ -330,9 +338,10 @@ class Model:
             A continuation of T tokens is ranked by its log-probability divided by
             ``T ** length_penalty``: above 0 longer ones are favoured, below 0 shorter ones.
         early_stopping : bool or "never"
-            When the search ends; see :class:`numpygpt.decoding.BeamSettings`.
-        max_new_tokens, min_new_tokens, stop_ids, no_repeat_ngram, banned, chunk
-            As for :meth:`generate`.
+            When the search ends; see :class:`numpygpt.decoding.Beams`.
+        **settings
+            ``max_new_tokens``, ``min_new_tokens``, ``stop_ids``, ``no_repeat_ngram``, ``banned``
+            and ``chunk``, as for :meth:`generate`; the others have no effect, and are refused.
 
         Returns
         -------
@@ -354,26 +363,12 @@ class Model:
         >>> best[0].score >= best[1].score
         True
         """
-        common: dict[str, Any] = {
-            "max_new_tokens": max_new_tokens,
-            "min_new_tokens": min_new_tokens,
-            "stop_ids": stop_ids,
-            "no_repeat_ngram": no_repeat_ngram,
-            "banned": banned,
-            "chunk": chunk,
-        }
-        checked = self.settings(**common)
-        common = {name: getattr(checked, name) for name in common}
-        search = BeamSettings(
-            beams=beams,
-            n=n,
-            length_penalty=length_penalty,
-            early_stopping=early_stopping,
-            **common,
-        )
+        search = Beams(beams, n, length_penalty, early_stopping)
+        checked = self.settings(**settings)
+        require_usable(checked)
         ids = fitted(self._prompt(prompt), checked, self.config)
         try:
-            return self._told(beam_search(ids, search, self.params, self.config))
+            return self._told(beam_search(ids, checked, search, self.params, self.config))
         except Interrupted as interrupted:
             raise Interrupted(self._told(interrupted.results)) from None
 
@@ -558,9 +553,11 @@ class Model:
             new_text = functools.partial(self.tokenizer.stream, settings.stop)
         return decode(prompts, settings, self.params, self.config, new_text)
 
-    def _blank(self, ids: Array) -> Generation:
+    def _blank(self, ids: Array, settings: Settings) -> Generation:
         """What nothing has been added to yet."""
-        return Generation(ids.tolist(), text=None if self._tokenizer is None else "")
+        reason: Any = None if settings.max_new_tokens else "length"
+        text = None if self._tokenizer is None else ""
+        return Generation(ids.tolist(), finish_reason=reason, text=text)
 
     def _told(self, results: list[Generation]) -> list[Generation]:
         """The results with their text."""
@@ -570,10 +567,11 @@ class Model:
         return results
 
     def _interrupt(self, result: Generation) -> None:
-        """Finish what will not go on: no stop string can come any more."""
-        result.finish_reason = "interrupted"
-        if result.text is not None:
-            result.text = self.tokenizer.decode(result.ids)
+        """End what was still going on: no stop string can come any more."""
+        if result.finish_reason is None:
+            result.finish_reason = "interrupted"
+            if result.text is not None:
+                result.text = self.tokenizer.decode(result.ids)
 
     @property
     def _end_of_text(self) -> int | None:
@@ -671,10 +669,9 @@ class Stream:
         settings: Settings,
         on_step: Callable[[list[Step]], None] | None = None,
     ):
-        self.result = model._blank(ids)
+        self.result = model._blank(ids, settings)
         self._model, self._on_step = model, on_step
         self._steps = model._decode([ids], settings)
-        self._running = settings.max_new_tokens > 0
 
     def __iter__(self) -> Stream:
         return self
@@ -685,14 +682,12 @@ class Stream:
             for steps in self._steps:
                 for step in steps:
                     self.result.add(step)
-                    self._running = step.finish is None
                 if self._on_step is not None:
                     self._on_step(steps)
                 if piece := "".join([step.text for step in steps]):
                     return piece
         except KeyboardInterrupt:
             self._steps = iter(())  # nothing comes after it
-            if self._running:
-                self._model._interrupt(self.result)
+            self._model._interrupt(self.result)
             raise Interrupted(self.result) from None
         raise StopIteration

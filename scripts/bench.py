@@ -114,7 +114,7 @@ def decode(model: numpygpt.Model, prompt: int, steps: int) -> dict[str, float]:
     step, sweep = [], []
     last = time.perf_counter()
 
-    def on_step(_: list[int]) -> None:
+    def on_step(_: object) -> None:
         nonlocal last
         made = time.perf_counter()
         step.append(made - last)

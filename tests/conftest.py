@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import socket
 import tempfile
 
 import hypothesis
 import pytest
+
+# The matrices of tests are tiny, and threads that wait for each other take most of the time as soon
+# as the machine has other work. NumPy reads this when it is imported first.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# A shell lets its background jobs ignore Ctrl-C, and processes inherit that; the tests that send
+# it to a process of their own would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Hypothesis loads its derandomised profile by itself when CI is set. `random` is the leg of
 # .ci/run that explores: fresh examples at every run, with a seed that is printed.

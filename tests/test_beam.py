@@ -13,8 +13,8 @@ from support import nano, random_ids, random_params, random_tensors, run_page
 
 import numpygpt
 from numpygpt.cache import Cache
-from numpygpt.decoding import BeamSettings, beam, beam_search
-from numpygpt.errors import ArgumentError, ContextError, Interrupted, NumpyGPTError, TokenError
+from numpygpt.decoding import Beams, Settings, beam, beam_search, require_usable
+from numpygpt.errors import ArgumentError, ContextError, Interrupted, NumpyGPTError
 from numpygpt.params import pack
 
 FIVE = nano(vocab_size=5, tie_word_embeddings=False)
@@ -26,8 +26,15 @@ SMALL = nano(vocab_size=23, n_ctx=24, tie_word_embeddings=False)
 ROUNDING = 1e-13
 
 
+def both(chosen) -> tuple[Settings, Beams]:
+    """The settings, and those that only a beam search has."""
+    own = {"beams", "n", "length_penalty", "early_stopping"}
+    beams = Beams(**{name: value for name, value in chosen.items() if name in own})
+    return Settings(**{k: v for k, v in chosen.items() if k not in own}), beams
+
+
 def search(prompt, params, config, **chosen):
-    return beam_search(np.array(prompt), BeamSettings(**chosen), params, config)
+    return beam_search(np.array(prompt), *both(chosen), params, config)
 
 
 def undecided(config, seed=0, dtype=np.float64):
@@ -405,9 +412,21 @@ def test_weights_that_are_no_numbers_are_an_error():
 )
 def test_settings_out_of_range_are_refused(chosen, message):
     with pytest.raises(ArgumentError, match=message):
-        BeamSettings(**chosen)
-    with pytest.raises(TokenError):
-        BeamSettings(stop_ids=["a"])
+        both(chosen)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [{"temperature": 1.0}, {"seed": 3}, {"stop": "a"}, {"lookup": 2}, {"top_logprobs": 2},
+     {"overflow": "slide"}, {"repetition_penalty": 2.0}, {"logit_bias": {1: 2.0}},
+     {"forced": {0: 1}}],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_have_no_effect_on_a_search_are_refused(chosen):
+    with pytest.raises(ArgumentError, match=rf"{next(iter(chosen))} has no effect on beam search"):
+        require_usable(Settings(**chosen))
+    with pytest.raises(ArgumentError, match="has no effect on beam search"):
+        numpygpt.Model(FIVE, random_params(FIVE)).beam_search([1], **chosen)
 
 
 @pytest.mark.parametrize("penalty", [-50, 50])

@@ -162,7 +162,7 @@ def naive(model, prompt, sample=0, **o):
     prompt = list(prompt)
     if o.get("overflow") == "truncate-left":
         prompt = prompt[-(N_CTX + 1 - o["max_new_tokens"]) :]
-    result = Generation(prompt)
+    result = Generation(prompt, finish_reason="length")
     ids, start = list(prompt), max(0, len(prompt) - N_CTX)
     rng = np.random.Generator(
         np.random.PCG64(np.random.SeedSequence(o.get("seed"), spawn_key=(sample,)))
@@ -446,7 +446,6 @@ def test_a_sample_depends_neither_on_their_number_nor_on_the_batch(prompts, few,
     batch = MODEL.generate(prompts, n=more, **o)
     for prompt, row in zip(prompts, batch, strict=True):
         alone = MODEL.generate(prompt, n=few, **o)
-        alone = alone if few > 1 else [alone]
         common = min(few, more)
         assert [bits(result) for result in row[:common]] == [bits(r) for r in alone[:common]]
         assert len(row) == more
@@ -1058,7 +1057,6 @@ def test_ctrl_c_leaves_what_is_finished_as_it_is(n, batch, lookup):
     def results(answer):
         rows = answer if batch else [answer]
         assert isinstance(rows, list)
-        rows = rows if n > 1 else [[row] for row in rows]
         assert all(isinstance(row, list) and len(row) == n for row in rows)
         return list(itertools.chain(*rows))
 
@@ -1096,8 +1094,12 @@ def test_ctrl_c_while_the_prompt_is_read_leaves_empty_results(monkeypatch):
 
 
 def test_without_new_tokens_there_is_nothing_to_interrupt(rows):
-    assert MODEL.generate([1], max_new_tokens=0) == Generation([1], text="")
-    assert MUTE.generate([[1], [2]], max_new_tokens=0) == [Generation([1]), Generation([2])]
+    empty = Generation([1], finish_reason="length", text="")
+    assert MODEL.generate([1], max_new_tokens=0) == empty
+    assert [row.finish_reason for row in MUTE.generate([[1], [2]], max_new_tokens=0)] == [
+        "length",
+        "length",
+    ]
     assert rows == []
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple, NoReturn
 
 from .. import records
 from ..api import Model
 from ..decoding import Generation
-from ..errors import ArgumentError, Interrupted
+from ..errors import ArgumentError, NumpyGPTError
 from .options import ModelChoice, add_model, whole
 from .record import add_record, finish, recorded
-from .request import Request, add_settings, numbers, prompt_of
+from .request import Request, add_settings, numbers, prompt_of, restore_dashes
 from .terminal import tell
 
 __all__ = ["add", "run"]
@@ -23,20 +25,41 @@ EXAMPLES = r"""
 examples:
   numpygpt generate "ROMEO:" --temperature 0.8 --top-k 40 --seed 12
   echo "To be, or not" | numpygpt generate --max-new-tokens 50
-  numpygpt generate "Alan Turing" --model gpt2 --temperature 0.8 --top-p 0.9 --stop "\n\n"
+  numpygpt generate "Alan Turing" --model gpt2 --temperature 1 --stop "\n\n"
   numpygpt generate "JULIET:" --temperature 1 --n 3 --json > run.json
   numpygpt generate --replay run.json
   numpygpt generate --jsonl < prompts.jsonl > continuations.jsonl
+
+A value that begins with "-" needs an equals sign: --stop=--, --force=-1=198.
+A prompt that does stands behind "--", after all options.
+
+with --jsonl, line by line:
+  "a prompt"                        a text
+  [15496, 995]                      ids of tokens
+  {"id": 7, "prompt": "a prompt"}   either of them, with keys of your own
+Each result comes out as a JSON object with all keys of its line and those of a
+generation: prompt_ids, ids, text, finish_reason ...; or with "error" if the
+line cannot be continued; the exit code is then 2. Blank lines are left out.
 """
 
 # The exit code after Ctrl-C, by the custom of shells.
 INTERRUPTED = 130
+
+# Prompts that --jsonl continues together.
+BATCH = 8
+
+# Bytes of a line with --jsonl.
+LONGEST_LINE = 2**24
+
+# Keys of an answer to a line with --jsonl. A line that had one, too, would lose its value.
+ANSWER = {field.name for field in dataclasses.fields(Generation)} | {"error"}
 
 
 def add(subparsers: Any) -> argparse.ArgumentParser:
     """Declare the verb."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "generate",
+        usage="%(prog)s [option ...] [PROMPT]",
         help="continue a text",
         description="Continue a text, printing it as it comes. Ctrl-C keeps what has come.",
         epilog=EXAMPLES,
@@ -45,6 +68,7 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "prompt",
         nargs="?",
+        metavar="PROMPT",
         help="the text to continue; read from standard input when that is piped (one trailing "
         "newline is dropped); without any, the model starts a new document",
     )
@@ -59,23 +83,23 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
     group.add_argument(
         "--jsonl",
         action="store_true",
-        help="read prompts from standard input, one JSON string, list of ids, or object with the "
-        'key "prompt" on each line; print one JSON object for each result, in that order, with '
-        "all keys of its line",
+        help="read prompts from standard input, one on each line (see below), and print a JSON "
+        "object for each result, in that order",
     )
     group.add_argument(
         "--batch",
         type=whole(1),
-        default=8,
         metavar="N",
-        help="most prompts that --jsonl continues together, from 1 (default: %(default)s)",
+        help="most prompts that --jsonl continues together, from 1; with 1 each line is answered "
+        f"as it comes (default: {BATCH})",
     )
     group.add_argument(
         "--top-logprobs",
         type=int,
         default=0,
         metavar="N",
-        help="give the N likeliest tokens at each place, in JSON (default: 0)",
+        help="with --json or --jsonl, give the N likeliest tokens at each place, from 0 "
+        "(default: %(default)s)",
     )
     add_record(parser, "the text")
     return parser
@@ -83,51 +107,67 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Generate, and stream the text or print JSON."""
+    restore_dashes(args)
     if args.jsonl:
         return _run_lines(args)
     old = recorded(args)
-    if old is not None:
-        request = Request.recorded(old, args.replay)
-    else:
-        prompt = prompt_of(args.prompt)
-        ids = numbers("a prompt with --ids", prompt.split()) if args.ids else None
-        request = Request.of(args, [prompt if ids is None else ids])
+    request = _request(args) if old is None else Request.recorded(old, args.replay)
     choice = ModelChoice.of(args, old)
     model = choice.load()
+    if old is None and not args.json and not args.ids and request.is_single:
+        return _stream(model, request)
+    found, interrupted = request.run(model)
+    results = list(chain(*found))
     if old is not None or args.json:
-        results, interrupted = request.run(model)
         options, filters = request.options(model)
-        found = {"generations": [vars(result) for result in results]}
-        made = records.record("generate", choice.describe(model), options, found, filters)
+        entry = {"generations": [vars(result) for result in results]}
+        made = records.record("generate", choice.describe(model), options, entry, filters)
         status = finish(args, made, old)
         return INTERRUPTED if interrupted else status
-    if request.beams is None and request.settings["n"] == 1 and not args.ids:
-        return _stream(model, request)
-    results, interrupted = request.run(model)
+    _print(request, results, args.ids)
+    return INTERRUPTED if interrupted else 0
+
+
+def _request(args: argparse.Namespace) -> Request:
+    """What the options and the prompt ask for; nothing is read before the options are checked."""
+    if args.batch is not None:
+        raise ArgumentError("--batch has no effect without --jsonl; leave it out")
+    if args.top_logprobs and not args.json:
+        raise ArgumentError("--top-logprobs has no effect without --json or --jsonl")
+    request = Request.of(args, [])
+    prompt = prompt_of(args.prompt)
+    ids = numbers("a prompt with --ids", prompt.split()) if args.ids else None
+    return request._replace(prompts=[prompt if ids is None else ids])
+
+
+def _print(request: Request, results: Sequence[Generation], as_ids: bool) -> None:
+    """Print texts that were not streamed, or ids."""
     for i, result in enumerate(results, 1):
         if len(results) > 1:
             print(f"=== {i} of {len(results)}")
-        if args.ids:
+        if as_ids:
             print(*result.ids)
         else:
             print(request.prompts[0], result.text, sep="")
     _tell_lookup(request, results)
-    return INTERRUPTED if interrupted else 0
 
 
 def _stream(model: Model, request: Request) -> int:
     """Print a single text as it comes."""
     (prompt,) = request.prompts
     pieces = model.stream(prompt, **request.settings)
-    interrupted = False
+    begun = interrupted = False
     try:
-        first = next(pieces, "")  # errors come before any output
+        first = next(pieces, "")  # most errors come before any output
+        begun = True
         print(prompt, first, sep="", end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)
-    except Interrupted:
-        interrupted = True
-    print()
+    except KeyboardInterrupt:  # in the model, or between two pieces
+        begun = interrupted = True
+    finally:
+        if begun:
+            print()
     _tell_lookup(request, [pieces.result])
     return INTERRUPTED if interrupted else 0
 
@@ -142,54 +182,145 @@ def _tell_lookup(request: Request, results: Sequence[Generation]) -> None:
         tell("lookup", f"{accepted} of {drafted} proposed tokens were right, {rate:.2f} per pass")
 
 
-# -- many prompts ------------------------------------------------------------------------------
+# -- JSON lines --------------------------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    """A line of standard input.
+
+    Attributes
+    ----------
+    number : int
+        From 1.
+    asked : dict
+        Its object; empty if it is none.
+    problem : str
+        Why it cannot be continued, or nothing.
+    """
+
+    number: int
+    asked: dict[str, Any]
+    problem: str = ""
 
 
 def _run_lines(args: argparse.Namespace) -> int:
-    """Continue the prompts of standard input, some at a time."""
+    """Continue the prompts of standard input, some at a time; 2 if one could not be continued."""
     for name in ("prompt", "ids", "json", "replay"):
-        if getattr(args, name):
+        if getattr(args, name) not in (None, False):
             raise ArgumentError(
                 f"--jsonl reads prompts, texts or ids, from standard input, and prints JSON: leave "
-                f"out {name if name == 'prompt' else '--' + name}"
+                f"out {'PROMPT' if name == 'prompt' else '--' + name}"
             )
     request = Request.of(args, [])
     model = ModelChoice.of(args).load()
-    for entries in _batches(args.batch):
-        prompts = [entry["prompt"] for entry in entries]
-        results, interrupted = request._replace(prompts=prompts).run(model)
-        each = len(results) // len(entries)
-        for i, result in enumerate(results):
-            line = {**entries[i // each], **vars(result)}
-            print(json.dumps(records.plain(line), allow_nan=False), flush=True)
+    request.require_possible(model)  # or else every line would be refused
+    wrong = 0
+    for batch in _batches(args.batch or BATCH):
+        prompts = [line.asked["prompt"] for line in batch if not line.problem]
+        answers, interrupted = _answers(model, request._replace(prompts=prompts))
+        remaining = iter(answers)
+        for line in batch:
+            wrong += _answer(line, line.problem or next(remaining, []))
         if interrupted:
             return INTERRUPTED
+    return 2 if wrong else 0
+
+
+def _answers(model: Model, request: Request) -> tuple[list[list[Generation] | str], bool]:
+    """For each prompt its results, or what is wrong with it; and whether Ctrl-C came.
+
+    After Ctrl-C there may be fewer than prompts.
+    """
+    try:
+        found, interrupted = request.run(model)
+        return [*found], interrupted
+    except NumpyGPTError as error:
+        if len(request.prompts) <= 1:
+            return [str(error)], False
+    # A prompt must not take those beside it with it: each half is tried by itself.
+    half = len(request.prompts) // 2
+    answers, interrupted = _answers(model, request._replace(prompts=request.prompts[:half]))
+    if not interrupted:
+        rest, interrupted = _answers(model, request._replace(prompts=request.prompts[half:]))
+        answers += rest
+    return answers, interrupted
+
+
+def _answer(line: Line, answer: list[Generation] | str) -> int:
+    """Print the results of a line, or what is wrong with it; how many mistakes that makes."""
+    if isinstance(answer, str):
+        print(json.dumps(line.asked | {"error": answer}), flush=True)
+        tell("error", f"line {line.number} of standard input: {answer}")
+        return 1
+    for result in answer:
+        print(json.dumps(line.asked | records.plain(vars(result))), flush=True)
     return 0
 
 
-def _batches(size: int) -> Iterator[list[dict[str, Any]]]:
-    """The entries of standard input, `size` at a time."""
-    batch: list[dict[str, Any]] = []
-    for number, line in enumerate(sys.stdin.buffer if sys.stdin else (), 1):
-        if line.strip():
-            batch.append(_entry(line, number))
+def _batches(size: int) -> Iterator[list[Line]]:
+    """The lines of standard input that are not blank, `size` at a time."""
+    batch: list[Line] = []
+    number = 0
+    while data := _read_line():
+        number += 1
+        if len(data) > LONGEST_LINE:
+            break
+        if data.strip():
+            batch.append(_line(number, data))
         if len(batch) == size:
             yield batch
             batch = []
     if batch:
         yield batch
-
-
-def _entry(line: bytes, number: int) -> dict[str, Any]:
-    """One line of JSON, as an object with a prompt."""
-    try:
-        found = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ArgumentError(f"line {number} of standard input is not JSON: {error}") from None
-    entry = found if isinstance(found, dict) else {"prompt": found}
-    if not isinstance(entry.get("prompt"), str | list):
+    if data:  # what was read before it is answered first
         raise ArgumentError(
-            f"line {number} of standard input: expected a text, a list of ids, or an object with "
-            f'one of these as "prompt"'
+            f"line {number} of standard input has more than {LONGEST_LINE:,} bytes; the lines "
+            "from there on were not read"
         )
-    return entry
+
+
+def _read_line() -> bytes:
+    """The next line, or so much of it that it is seen to be too long; nothing at the end."""
+    try:
+        return sys.stdin.buffer.readline(LONGEST_LINE + 1) if sys.stdin else b""
+    except OSError as error:
+        raise ArgumentError(f"cannot read standard input: {error.strerror}") from None
+
+
+def _line(number: int, data: bytes) -> Line:
+    """A line and what it asks for, if it does so."""
+    try:
+        return Line(number, _asked(data))
+    except RecursionError:
+        return Line(number, {}, "nested too deeply")
+    except ArgumentError as error:
+        return Line(number, {}, str(error))
+
+
+def _asked(data: bytes) -> dict[str, Any]:
+    """The object that a line is, or its prompt as one.
+
+    Raises
+    ------
+    ArgumentError
+        If it is neither.
+    RecursionError
+        If lists or objects in it are nested too deeply.
+    """
+    try:
+        found = json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        json.dumps(found, allow_nan=False)  # Python reads 1e999 as infinity, which JSON has not
+    except ValueError as error:
+        raise ArgumentError(f"expected JSON, but {error}") from None
+    asked = found if isinstance(found, dict) else {"prompt": found}
+    if not isinstance(asked.get("prompt"), str | list):
+        raise ArgumentError(
+            'expected a text, a list of token ids, or an object with one of these as "prompt"'
+        )
+    if taken := sorted(asked.keys() & ANSWER):
+        raise ArgumentError(f"these keys are for the answer: {', '.join(taken)}; rename them")
+    return asked
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")

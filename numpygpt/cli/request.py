@@ -13,17 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..api import Model
-from ..decoding import ORDERS, BeamSettings, Generation, Settings
+from ..decoding import ORDERS, Beams, Generation, Settings, fitted, require_usable
+from ..decoding.beam import MOST_BEAMS
+from ..decoding.order import KINDS
+from ..decoding.settings import MOST_SAMPLES
 from ..errors import ArgumentError, Interrupted
+from .texts import LARGEST
 
-__all__ = ["Request", "add_settings"]
+__all__ = ["Request", "add_settings", "numbers", "prompt_of", "restore_dashes"]
 
 SETTINGS = [field.name for field in dataclasses.fields(Settings)]
-
-# What a beam search can do of it.
-BEAM_SETTINGS = (
-    "max_new_tokens", "min_new_tokens", "stop_ids", "no_repeat_ngram", "banned", "chunk", "n",
-)  # fmt: skip
 
 EARLY_STOPPING: dict[str | None, Any] = {None: False, "no": False, "yes": True, "never": "never"}
 
@@ -44,6 +43,11 @@ class Request(NamedTuple):
     settings: dict[str, Any]
     beams: dict[str, Any] | None
 
+    @property
+    def is_single(self) -> bool:
+        """Whether a prompt gets one result, which can be shown as it comes."""
+        return self.beams is None and self.settings["n"] == 1
+
     @classmethod
     def of(cls, args: argparse.Namespace, prompts: list[Any]) -> Request:
         """What the options ask for.
@@ -58,12 +62,12 @@ class Request(NamedTuple):
         if args.no_stop_id and args.stop_id:
             raise ArgumentError("--stop-id and --no-stop-id contradict each other")
         settings["stop_ids"] = [] if args.no_stop_id else args.stop_id
-        biases = [_pair("--logit-bias", text, float) for text in args.logit_bias]
-        settings["logit_bias"] = dict(biases)
-        settings["forced"] = dict(_pair("--force", text, int) for text in args.force)
+        settings["logit_bias"] = _pairs("--logit-bias", args.logit_bias, float)
+        settings["forced"] = _pairs("--force", args.force, int)
         settings["banned"] = [numbers("--ban", text.split(",")) for text in args.ban]
-        if args.order not in ORDERS:
-            settings["order"] = tuple(args.order.split(","))
+        names = tuple(name.strip() for name in args.order.split(","))
+        if len(names) > 1 or names[0] in KINDS:  # else the name of an order, perhaps misspelt
+            settings["order"] = names
         if settings["temperature"] and settings["seed"] is None:
             # Chosen here and not deep inside, so that a record can say which one it was.
             settings["seed"] = int(np.random.SeedSequence().generate_state(1)[0])
@@ -71,6 +75,7 @@ class Request(NamedTuple):
         if args.beams is not None:
             beams = {
                 "beams": args.beams,
+                "n": settings.pop("n"),
                 "length_penalty": 1.0 if args.length_penalty is None else args.length_penalty,
                 "early_stopping": EARLY_STOPPING[args.early_stopping],
             }
@@ -93,11 +98,12 @@ class Request(NamedTuple):
             settings["logit_bias"] = {int(i): float(x) for i, x in settings["logit_bias"].items()}
             settings["forced"] = {int(i): token for i, token in settings["forced"].items()}
             settings["banned"] = [tuple(ids) for ids in settings["banned"]]
-            known = {field.name for field in dataclasses.fields(BeamSettings)} - {*BEAM_SETTINGS}
+            known = {field.name for field in dataclasses.fields(Beams)}
             fitting = (
                 isinstance(prompts, list)
                 and all(isinstance(prompt, str | list) for prompt in prompts)
                 and settings.keys() == {*SETTINGS}
+                and (beams is None or settings.pop("n") == 1)
                 and (beams is None or beams.keys() == known)
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
@@ -108,51 +114,50 @@ class Request(NamedTuple):
 
     def options(self, model: Model) -> tuple[dict[str, Any], list[str]]:
         """For a run record: every option with the value it had, and what was done to the logits."""
-        if self.beams is None:
-            used = model.settings(**self.settings)
-            filters = [f"{filter.name} {filter.values}" for filter in used.filters]
-        else:
-            used, filters = model.settings(**{**self.settings, "n": 1}), []
-        resolved = dataclasses.asdict(used) | {"n": self.settings["n"]}
+        used = model.settings(**self.settings)
+        filters = [f"{filter.name} {filter.values}" for filter in used.filters]
+        resolved = dataclasses.asdict(used)
         resolved["logit_bias"] = {  # JSON has no infinity
             i: bias if bias > -np.inf else "-inf" for i, bias in used.logit_bias.items()
         }
         return {"prompts": self.prompts, **resolved, "beam_search": self.beams}, filters
 
-    def run(self, model: Model) -> tuple[list[Generation], bool]:
-        """The results for every prompt, one after the other, and whether Ctrl-C came."""
-        interrupted = False
-        try:
-            found: Any
-            if self.beams is None:
-                found = model.generate(self.prompts, **self.settings)
-            else:
-                found = [
-                    model.beam_search(prompt, **self.beams, **self._common())
-                    for prompt in self.prompts
-                ]
-        except Interrupted as stopped:
-            found, interrupted = stopped.results, True
-        results: list[Generation] = []
-        for each in found:
-            results += each if isinstance(each, list) else [each]
-        return results, interrupted
+    def require_possible(self, model: Model) -> None:
+        """Refuse settings with which the model cannot continue any prompt."""
+        used = model.settings(**self.settings)
+        if used.stop:
+            model.tokenizer  # noqa: B018  # stop texts need one
+        fitted(np.zeros(1, np.intp), used, model.config)
 
-    def _common(self) -> dict[str, Any]:
-        return {name: self.settings[name] for name in BEAM_SETTINGS}
+    def run(self, model: Model) -> tuple[list[list[Generation]], bool]:
+        """The results for every prompt, and whether Ctrl-C came.
+
+        After Ctrl-C they are as far as they had come. Beam search takes one prompt after the
+        other, so there may be fewer than prompts.
+        """
+        if self.beams is not None:
+            return self._search(model)
+        try:
+            return model.generate(self.prompts, **self.settings), False
+        except Interrupted as stopped:
+            return stopped.results, True
+
+    def _search(self, model: Model) -> tuple[list[list[Generation]], bool]:
+        found: list[list[Generation]] = []
+        try:
+            for prompt in self.prompts:
+                found.append(model.beam_search(prompt, **self.beams or {}, **self.settings))
+        except Interrupted as stopped:
+            return [*found, stopped.results], True
+        return found, False
 
     def _checked(self) -> Request:
         """The request itself, if its settings are possible; which tokens exist is seen later."""
-        default = self.settings["stop_ids"] is None
-        settings = self.settings | ({"stop_ids": ()} if default else {})
-        if self.beams is None:
-            Settings(**settings)
-            return self
-        for field in dataclasses.fields(Settings):
-            given = settings[field.name]
-            if field.name not in BEAM_SETTINGS and given not in (None, [], (), {}, field.default):
-                raise ArgumentError(f"{field.name} has no effect on beam search; leave it out")
-        BeamSettings(**self.beams, **{name: settings[name] for name in BEAM_SETTINGS})
+        default = self.settings["stop_ids"] is None  # the tokenizer's end-of-text
+        settings = Settings(**self.settings | ({"stop_ids": ()} if default else {}))
+        if self.beams is not None:
+            Beams(**self.beams)
+            require_usable(settings)
         return self
 
 
@@ -160,7 +165,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Declare an option for every setting."""
     _add_length(parser.add_argument_group("length and end"))
     _add_choice(parser.add_argument_group("choosing a token"))
-    _add_filters(parser.add_argument_group("changing the logits"))
+    _add_filters(
+        parser.add_argument_group(
+            "changing the logits", "ID is the id of a token, 0 to the model's vocab_size - 1."
+        )
+    )
     _add_beams(parser.add_argument_group("beam search"))
     _add_running(parser.add_argument_group("speed and rounding"))
 
@@ -178,14 +187,15 @@ def _add_length(group: Any) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="stop ids are ruled out and stop texts ignored before N tokens (default: %(default)s)",
+        help="stop ids are ruled out and stop texts ignored until there are N tokens; from 0 "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--stop",
         action="append",
         default=[],
         metavar="TEXT",
-        help=r"end before this text, found across the borders of tokens; \n, \t and \\ are "
+        help=r"end before this text, found across the borders of tokens; \n, \r, \t and \\ are "
         "understood; may be given several times",
     )
     group.add_argument(
@@ -210,7 +220,8 @@ def _add_length(group: Any) -> None:
         "--keep",
         type=int,
         metavar="N",
-        help="how many tokens --overflow slide reads anew: 1 to n_ctx (default: half of n_ctx)",
+        help="how many tokens --overflow slide reads anew: 1 to the model's n_ctx (default: half "
+        "of that)",
     )
 
 
@@ -219,8 +230,8 @@ def _add_choice(group: Any) -> None:
         "--temperature",
         type=float,
         metavar="T",
-        help="divide the logits by T and draw at random, 0.8 is a good start; without it, or with "
-        "0, decoding is greedy, which soon repeats itself",
+        help="divide the logits by T, above 0, and draw at random; 0.8 is a good start. Without "
+        "it, or with 0, decoding is greedy, which soon repeats itself",
     )
     group.add_argument(
         "--top-k",
@@ -251,10 +262,17 @@ def _add_choice(group: Any) -> None:
     group.add_argument(
         "--seed",
         type=int,
-        help="makes the draws repeatable, from 0; every sample has a generator of its own",
+        metavar="N",
+        help="makes the draws repeatable, from 0; every sample has a generator of its own "
+        "(default: another one each time, which --json tells)",
     )
     group.add_argument(
-        "--n", type=int, default=1, metavar="N", help="samples for each prompt (default: 1)"
+        "--n",
+        type=int,
+        default=1,
+        metavar="N",
+        help=f"samples for each prompt, 1 to {MOST_SAMPLES}; more than 1 needs a temperature, or "
+        "--beams (default: %(default)s)",
     )
 
 
@@ -264,25 +282,28 @@ def _add_filters(group: Any) -> None:
         type=float,
         metavar="X",
         help="divide positive logits of tokens in prompt or new text by X, multiply negative ones; "
-        "above 0, 1 changes nothing",
+        "X is above 0, and 1 changes nothing",
     )
     group.add_argument(
         "--presence-penalty",
         type=float,
         metavar="X",
-        help="subtract X nats from the logit of each token of the new text",
+        help="subtract X nats from the logit of each token of the new text; X is from -1e9 to "
+        "1e9, and 0 changes nothing",
     )
     group.add_argument(
         "--frequency-penalty",
         type=float,
         metavar="X",
-        help="subtract X nats for each time a token occurs in the new text",
+        help="subtract X nats for each time a token occurs in the new text; X is from -1e9 to "
+        "1e9, and 0 changes nothing",
     )
     group.add_argument(
         "--penalty-window",
         type=int,
         metavar="N",
-        help="the penalties look at the last N tokens only, from 1",
+        help="the three penalties look at the last N tokens only; from 1 (default: all; 64 with "
+        "--order llama.cpp)",
     )
     group.add_argument(
         "--no-repeat-ngram",
@@ -295,7 +316,8 @@ def _add_filters(group: Any) -> None:
         action="append",
         default=[],
         metavar="ID=X",
-        help="add X nats to a token's logit; -inf rules it out; may be given several times",
+        help="add X nats to a token's logit; X is from -1e9 to 1e9, or -inf, which rules the "
+        "token out; may be given several times",
     )
     group.add_argument(
         "--ban",
@@ -309,15 +331,16 @@ def _add_filters(group: Any) -> None:
         action="append",
         default=[],
         metavar="N=ID",
-        help="the N-th new token (from 0; -1 is the last of --max-new-tokens) is ID; may be given "
-        "several times",
+        help="the new token with number N is ID; numbers begin with 0, and negative ones count "
+        "from the end, so --force=-1=ID is the last that can come; may be given several times",
     )
     group.add_argument(
         "--order",
         default="numpygpt",
         metavar="ORDER",
-        help=f"in which order these act: {', '.join(ORDERS)}, or names of filters with commas "
-        "between them (default: %(default)s)",
+        help=f"in which order filters act: {', '.join(ORDERS)}, or names of filters with commas "
+        "between them, such as temperature,top_k,top_p; a wrong name shows all (default: "
+        "%(default)s)",
     )
 
 
@@ -326,13 +349,15 @@ def _add_beams(group: Any) -> None:
         "--beams",
         type=int,
         metavar="B",
-        help="keep the B likeliest continuations at each step, from 1, and print the best --n",
+        help=f"keep the B likeliest continuations at each step, 1 to {MOST_BEAMS}, and print the "
+        "best --n",
     )
     group.add_argument(
         "--length-penalty",
         type=float,
         metavar="X",
-        help="rank by log-probability / length ** X; above 0 favours longer ones (default: 1)",
+        help="rank by log-probability / length ** X, X from -50 to 50; above 0 favours longer ones "
+        "(default: 1)",
     )
     group.add_argument(
         "--early-stopping",
@@ -349,19 +374,36 @@ def _add_running(group: Any) -> None:
         default=0,
         metavar="N",
         help="propose up to N tokens at a time from an earlier place of the text that goes on from "
-        "the same words; the result is the same; 0 is off (default)",
+        "the same three tokens; the result is the same, up to rounding; from 0, which is off "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--chunk",
         type=int,
         default=Settings.chunk,
         metavar="N",
-        help="most tokens in one forward pass; with 1 a result does not depend on the batch around "
-        "it, to the last bit (default: %(default)s)",
+        help="most tokens in one forward pass, from 1; with 1 a result does not depend on the "
+        "batch around it, to the last bit (default: %(default)s)",
     )
 
 
 # -- reading -----------------------------------------------------------------------------------
+
+
+def restore_dashes(args: argparse.Namespace) -> None:
+    """Put back "--" where it was the value of an option: before 3.13, Python leaves [] there.
+
+    Raises
+    ------
+    ArgumentError
+        If the option is not one that may be given several times, such as ``--stop``: no other
+        has a use for "--".
+    """
+    for name, value in vars(args).items():
+        if value == [] and args.declared.get_default(name) != []:
+            raise ArgumentError(f"--{name.replace('_', '-')} expects a value, not '--'")
+        if isinstance(value, list):
+            setattr(args, name, ["--" if item == [] else item for item in value])
 
 
 def prompt_of(argument: str | None) -> str:
@@ -371,9 +413,11 @@ def prompt_of(argument: str | None) -> str:
     if sys.stdin is None or sys.stdin.isatty():
         return ""
     try:
-        piped = sys.stdin.buffer.read()
+        piped = sys.stdin.buffer.read(LARGEST + 1)
     except OSError as error:
         raise ArgumentError(f"cannot read the prompt: {error.strerror}") from None
+    if len(piped) > LARGEST:
+        raise ArgumentError(f"a prompt may have at most {LARGEST // 2**20} MiB")
     text = piped.decode("utf-8-sig", errors="replace")
     return text.removesuffix("\n").removesuffix("\r")
 
@@ -386,19 +430,25 @@ def numbers(what: str, texts: Sequence[str]) -> list[int]:
         raise ArgumentError(f"{what} expects token ids, not {' '.join(texts)[:40]!r}") from None
 
 
-def _pair(option: str, text: str, number: type) -> tuple[int, Any]:
-    """A key and a value.
+def _pairs(option: str, texts: Sequence[str], number: type) -> dict[int, Any]:
+    """Keys and values, each key once.
 
-    >>> _pair("--logit-bias", "50256=-inf", float)
-    (50256, -inf)
+    >>> _pairs("--logit-bias", ["50256=-inf", "198=2"], float)
+    {50256: -inf, 198: 2.0}
     """
-    key, _, value = text.partition("=")
-    try:
-        return int(key), number(value)
-    except ValueError:
-        raise ArgumentError(
-            f"{option} expects two numbers such as 50256=2, not {text[:40]!r}"
-        ) from None
+    pairs: dict[int, Any] = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        try:
+            new = {int(key): number(value)}
+        except ValueError:
+            raise ArgumentError(
+                f"{option} expects two numbers such as 50256=2, not {text[:40]!r}"
+            ) from None
+        if new.keys() & pairs.keys():
+            raise ArgumentError(f"{option} is given twice for {int(key)}")
+        pairs |= new
+    return pairs
 
 
 def _unescaped(text: str) -> str:

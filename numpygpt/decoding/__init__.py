@@ -1,6 +1,6 @@
 """Choosing the next token, again and again."""
 
-from .beam import BeamSettings, beam_search
+from .beam import Beams, beam_search, require_usable
 from .generate import Generation, Step, decode, fitted
 from .order import ORDERS, History, chain
 from .sample import choose, log_probability
@@ -8,7 +8,7 @@ from .settings import Options, Settings
 
 __all__ = [
     "ORDERS",
-    "BeamSettings",
+    "Beams",
     "Generation",
     "History",
     "Options",
@@ -20,4 +20,5 @@ __all__ = [
     "decode",
     "fitted",
     "log_probability",
+    "require_usable",
 ]

@@ -12,9 +12,10 @@ are equal but for rounding.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -23,14 +24,14 @@ import numpy as np
 from ..arguments import as_float, told, whole
 from ..cache import Cache
 from ..errors import ArgumentError, ContextError, Interrupted
-from ..feed import CHUNK, Feeder
+from ..feed import Feeder
 from ..params import Array, Config, Params
 from .generate import FinishReason, Generation
-from .order import History
-from .sample import require_finite
+from .order import Filter, History, filtered
+from .sample import largest, require_finite
 from .settings import Settings
 
-__all__ = ["BeamSettings", "beam_search"]
+__all__ = ["Beams", "beam_search", "require_usable"]
 
 # A text of a million tokens to this power is still a float64.
 STEEPEST = 50
@@ -38,8 +39,8 @@ STEEPEST = 50
 # Each has a cache of its own.
 MOST_BEAMS = 10_000
 
-# What beam search shares with the other ways of decoding.
-SHARED = ("max_new_tokens", "min_new_tokens", "stop_ids", "no_repeat_ngram", "banned", "chunk")
+# The settings that a search along several paths has a use for.
+USED = ("max_new_tokens", "min_new_tokens", "stop_ids", "no_repeat_ngram", "banned", "chunk")
 
 
 class Beam(NamedTuple):
@@ -64,13 +65,11 @@ class Beam(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BeamSettings:
-    """How to search. None means off.
+class Beams:
+    """What a beam search has beside :class:`~numpygpt.decoding.Settings`.
 
     Parameters
     ----------
-    max_new_tokens, min_new_tokens, stop_ids, no_repeat_ngram, banned, chunk
-        As in :class:`~numpygpt.decoding.Settings`. What these rule out is not a candidate.
     beams : int
         How many beams run at a time, 1 to 10000, and how many finished ones are kept.
     n : int
@@ -85,30 +84,21 @@ class BeamSettings:
 
     Raises
     ------
-    ArgumentError, TokenError
+    ArgumentError
         If a value is out of range.
 
     Examples
     --------
-    >>> BeamSettings(beams=4, n=2, stop_ids=[0]).stop_ids
-    (0,)
+    >>> Beams(beams=4, n=2)
+    Beams(beams=4, n=2, length_penalty=1.0, early_stopping=False)
     """
 
-    max_new_tokens: int = 100
-    min_new_tokens: int = 0
     beams: int = 4
     n: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
-    stop_ids: Iterable[int] = ()
-    no_repeat_ngram: int | None = None
-    banned: Iterable[int | Sequence[int]] = ()
-    chunk: int = CHUNK
 
     def __post_init__(self) -> None:
-        for name, value in vars(self.decoding).items():
-            if name in SHARED:
-                object.__setattr__(self, name, value)
         object.__setattr__(self, "beams", whole("beams", self.beams, 1, MOST_BEAMS))
         object.__setattr__(self, "n", whole("n", self.n, 1, self.beams, "beams"))
         p, early = as_float(self.length_penalty), self.early_stopping
@@ -125,14 +115,25 @@ class BeamSettings:
         """What finished beams are ranked by."""
         return beam.total / math.pow(len(beam.ids), self.length_penalty)
 
-    @functools.cached_property
-    def decoding(self) -> Settings:
-        """The settings that other ways of decoding have, too, checked."""
-        return Settings(**{name: getattr(self, name) for name in SHARED})
+
+def require_usable(settings: Settings) -> None:
+    """Refuse settings that would have no effect on a beam search.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    for field in dataclasses.fields(Settings):
+        value = getattr(settings, field.name)
+        if field.name not in USED and value not in (field.default, (), {}):
+            raise ArgumentError(
+                f"{field.name} has no effect on beam search, leave it out; these have: "
+                f"{', '.join(USED)}"
+            )
 
 
 def beam_search(
-    prompt: Array, settings: BeamSettings, params: Params, config: Config
+    prompt: Array, settings: Settings, search: Beams, params: Params, config: Config
 ) -> list[Generation]:
     """Search for the continuations with the best scores.
 
@@ -140,7 +141,9 @@ def beam_search(
     ----------
     prompt : (T,) ndarray of int
         At least one id.
-    settings : BeamSettings
+    settings : Settings
+        What these rule out is not a candidate. Those of sampling have no use here.
+    search : Beams
     params : Params
     config : Config
 
@@ -155,7 +158,7 @@ def beam_search(
     ContextError
         At once, if the prompt and the new tokens do not fit.
     ArgumentError
-        If the settings rule out every token of every beam.
+        If a setting would have no effect, or all together rule out every token of every beam.
     Interrupted
         After Ctrl-C; its ``results`` are the best so far, finished or not.
 
@@ -164,12 +167,13 @@ def beam_search(
     >>> import numpygpt
     >>> model = numpygpt.load("shakespeare")
     >>> prompt = np.array(model.tokenizer.encode("ROMEO:"))
-    >>> settings = BeamSettings(max_new_tokens=8, beams=3, n=2)
-    >>> best, second = beam_search(prompt, settings, model.params, model.config)
+    >>> settings, search = Settings(max_new_tokens=8), Beams(beams=3, n=2)
+    >>> best, second = beam_search(prompt, settings, search, model.params, model.config)
     >>> best.score > second.score
     True
     """
-    new_tokens = settings.max_new_tokens
+    require_usable(settings)
+    new_tokens, filters = settings.max_new_tokens, settings.filters
     capacity = len(prompt) + new_tokens - 1  # the last token is never read
     if capacity > config.n_ctx:
         raise ContextError(
@@ -178,56 +182,67 @@ def beam_search(
             f"for fewer"
         )
     if not new_tokens:
-        return [Generation(prompt.tolist(), score=0.0)]
-    feeder = Feeder(params, config, max(len(prompt), settings.beams), capacity, settings.chunk)
+        return [Generation(prompt.tolist(), finish_reason="length", score=0.0)]
+    # So many candidates that `beams` of them do not end with a stop token.
+    width = search.beams * (1 + len(set(settings.stop_ids)))
+    feeder = Feeder(params, config, max(len(prompt), search.beams), capacity, settings.chunk)
     new_cache = functools.partial(Cache, config, capacity, params.wpe.dtype)
     running = [Beam((), (), 0.0, new_cache())]
     finished: list[Beam] = []
     try:
         for made in range(1, new_tokens + 1):
-            candidates = _candidates(prompt, running, feeder, settings)
+            candidates = _candidates(prompt, running, feeder, filters, width)
             over = [made == new_tokens or beam.ids[-1] in settings.stop_ids for beam in candidates]
             # Only the very best may finish. Those after them are there to run on in their place.
-            best = zip(candidates[: settings.beams], over, strict=False)
+            best = zip(candidates[: search.beams], over, strict=False)
             finished += [beam for beam, is_over in best if is_over]
-            finished = sorted(finished, key=settings.score, reverse=True)[: settings.beams]
+            finished = sorted(finished, key=search.score, reverse=True)[: search.beams]
             going = [beam for beam, is_over in zip(candidates, over, strict=True) if not is_over]
-            if not going or _settled(going[0], finished, settings):
+            if not going or _settled(going[0], finished, search, new_tokens):
                 break
-            running = _separate(going[: settings.beams], running, new_cache)
+            running = _separate(going[: search.beams], running, new_cache)
     except KeyboardInterrupt:
         found = finished + [beam for beam in running if beam.ids]
-        found = sorted(found, key=settings.score, reverse=True)[: settings.n]
-        raise Interrupted([_generation(prompt, beam, settings) for beam in found]) from None
+        found = sorted(found, key=search.score, reverse=True)[: search.n]
+        raise Interrupted([_generation(prompt, beam, settings, search) for beam in found]) from None
     if not finished:
         raise ArgumentError("the settings rule out every token of every beam; allow more")
-    return [_generation(prompt, beam, settings) for beam in finished[: settings.n]]
+    return [_generation(prompt, beam, settings, search) for beam in finished[: search.n]]
 
 
 def _candidates(
-    prompt: Array, running: Sequence[Beam], feeder: Feeder, settings: BeamSettings
+    prompt: Array,
+    running: Sequence[Beam],
+    feeder: Feeder,
+    filters: Sequence[Filter],
+    width: int,
 ) -> list[Beam]:
-    """The best continuations of the running beams by one token, best first.
+    """The `width` best continuations of the running beams by one token, best first.
 
-    So many that `beams` of them do not end with a stop token. Among equals those of the lower
-    beam come first, then the lower ids.
+    Among equals those of the lower beam come first, then the lower ids. What the filters rule
+    out is none.
     """
     new = [np.array(beam.ids[-1:]) if beam.ids else prompt for beam in running]
     logits = feeder.logits(feeder.last(new, [beam.cache for beam in running]))
     logprobs = np.stack([_log_softmax(row) for row in logits])  # (B, V)
     totals = np.stack(
         [
-            beam.total + _filtered(row, beam, prompt, settings)
+            beam.total + filtered(filters, row, _history(prompt, beam))
             for row, beam in zip(logprobs, running, strict=True)
         ]
     )  # (B, V)
     candidates = []
-    for place in _largest(totals.ravel(), settings.beams * (1 + len(tuple(settings.stop_ids)))):
-        row, token = divmod(int(place), totals.shape[1])
+    for place in largest(totals.ravel(), min(width, totals.size)).tolist():
+        row, token = divmod(place, totals.shape[1])
         parent, total = running[row], float(totals[row, token])
-        own = (*parent.logprobs, float(logprobs[row, token]))
-        candidates.append(Beam((*parent.ids, token), own, total, parent.cache))
+        if total > -math.inf:
+            own = (*parent.logprobs, float(logprobs[row, token]))
+            candidates.append(Beam((*parent.ids, token), own, total, parent.cache))
     return candidates
+
+
+def _history(prompt: Array, beam: Beam) -> History:
+    return History(np.concatenate([prompt, np.array(beam.ids, np.intp)]), len(prompt))
 
 
 def _log_softmax(logits: Array) -> Array:
@@ -238,32 +253,16 @@ def _log_softmax(logits: Array) -> Array:
     return shifted
 
 
-def _filtered(logprobs: Array, beam: Beam, prompt: Array, settings: BeamSettings) -> Array:
-    """The log-probabilities (V,), -inf where the settings rule a token out."""
-    if settings.decoding.filters:
-        history = History(np.array([*prompt, *beam.ids]), len(prompt))
-        for filter in settings.decoding.filters:
-            logprobs = filter.apply(logprobs, history)
-    return logprobs
-
-
-def _largest(values: Array, count: int) -> Array:
-    """The places of the `count` largest, largest first, the lower among equals; never -inf."""
-    threshold = np.partition(values, -count)[-count] if count < len(values) else -np.inf
-    places = np.flatnonzero((values >= threshold) & (values > -np.inf))
-    return places[np.argsort(-values[places], kind="stable")][:count]
-
-
-def _settled(best: Beam, finished: Sequence[Beam], settings: BeamSettings) -> bool:
+def _settled(best: Beam, finished: Sequence[Beam], search: Beams, new_tokens: int) -> bool:
     """Whether what is running, `best` first, need not run on."""
-    if len(finished) < settings.beams:
+    if len(finished) < search.beams:
         return False
-    if settings.early_stopping is True:
+    if search.early_stopping is True:
         return True
     # A total only falls. What a long text divides it by makes up for that in part if p > 0.
-    longest = settings.early_stopping == "never" and settings.length_penalty > 0
-    length = settings.max_new_tokens if longest else len(best.ids)
-    return best.total / math.pow(length, settings.length_penalty) <= settings.score(finished[-1])
+    longest = search.early_stopping == "never" and search.length_penalty > 0
+    length = new_tokens if longest else len(best.ids)
+    return best.total / math.pow(length, search.length_penalty) <= search.score(finished[-1])
 
 
 def _separate(
@@ -287,7 +286,7 @@ def _separate(
     return separate
 
 
-def _generation(prompt: Array, beam: Beam, settings: BeamSettings) -> Generation:
+def _generation(prompt: Array, beam: Beam, settings: Settings, search: Beams) -> Generation:
     stopped = beam.ids[-1] in settings.stop_ids
     made = len(beam.ids) - stopped
     full = made == settings.max_new_tokens
@@ -299,5 +298,5 @@ def _generation(prompt: Array, beam: Beam, settings: BeamSettings) -> Generation
         finish_reason=reason,
         stop=beam.ids[-1] if stopped else None,
         passes=len(beam.ids),
-        score=settings.score(beam),
+        score=search.score(beam),
     )

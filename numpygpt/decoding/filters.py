@@ -1,11 +1,12 @@
 """Filters: pure functions from logits to logits.
 
 A token is ruled out by the logit -inf. A filter never changes its input; where it has nothing to
-do, it may return it. Filters compute in float64; logits are in nats.
+do, it may return it. Logits are in nats; :func:`numpygpt.decoding.decode` passes them in float64,
+where a low temperature does not overflow.
 
-What rounding may not decide: a share of the probability that misses `p` by at most 1e-12 counts
-as `p`. So does a token that misses ``p * largest`` by as much in :func:`min_p`. Equal logits are
-equals; among them the lower id comes first.
+What rounding may not decide: a share of the probability that misses `p` by at most 1e-12 counts as
+`p`. So does a token that misses ``p * largest`` by that fraction of it in :func:`min_p`. Equal
+logits are equals; among them the lower id comes first.
 
 The truncating filters (top_k, top_p, min_p, typical_p and their relatives) keep at least one
 token. The others may rule out everything, and then :func:`numpygpt.decoding.sample.choose` says
@@ -82,7 +83,6 @@ __all__ = [
 
 # A sum of 50257 probabilities is rounded by some 1e-14; nobody means a p this exactly.
 SLACK = 1e-12
-LARGEST = float(np.finfo(np.float64).max)
 
 
 # -- temperature and truncation -------------------------------------------------------------------
@@ -328,8 +328,8 @@ def _largest(logits: Array, k: int, kth: float) -> Array:
 def _descending(logits: Array) -> Array:
     """The logits of what is not ruled out, sorted.
 
-    NumPy sorts numbers ten times faster than it finds the order of their ids (50257: 0.4 ms and
-    5 ms), and after top_k there are few.
+    Sorting numbers is several times faster than a stable order of their ids, and after top_k there
+    are few.
     """
     return np.sort(logits[logits > -np.inf])[::-1]
 
@@ -394,7 +394,7 @@ def repetition_penalty(logits: Array, ids: Array, penalty: float) -> Array:
     seen, changed = np.unique(ids), logits.copy()
     with np.errstate(over="ignore", under="ignore"):
         values = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
-    changed[seen] = np.minimum(values, LARGEST)  # a reward may overflow, too
+    changed[seen] = np.minimum(values, np.finfo(logits.dtype).max)  # a reward may overflow, too
     return changed
 
 

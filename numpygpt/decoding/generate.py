@@ -14,11 +14,11 @@ from ..feed import Feeder
 from ..params import Array, Config, Params
 from ..text import TextStream
 from .lookup import draft
-from .order import History
+from .order import History, filtered
 from .sample import choose, log_probability, margin, require_finite, top_logprobs
 from .settings import Settings
 
-__all__ = ["Generation", "Step", "decode"]
+__all__ = ["FinishReason", "Generation", "Step", "decode", "fitted"]
 
 FinishReason: TypeAlias = Literal["stop", "length", "interrupted"]
 
@@ -80,8 +80,9 @@ class Generation:
         the other token.
     top_logprobs : list of list of (int, float)
         The likeliest tokens at each place and their log-probabilities, if asked for.
-    finish_reason : {"stop", "length", "interrupted"}
-        A stop id or stop string came, `max_new_tokens` were made, or Ctrl-C came.
+    finish_reason : {"stop", "length", "interrupted"} or None
+        A stop id or stop string came, `max_new_tokens` were made, or Ctrl-C came; None while it
+        goes on.
     stop : int, str or None
         The stop id or stop string that fired.
     text : str or None
@@ -98,7 +99,7 @@ class Generation:
     logprobs: list[float] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
-    finish_reason: FinishReason = "length"
+    finish_reason: FinishReason | None = None
     stop: int | str | None = None
     text: str | None = None
     passes: int = 0
@@ -187,6 +188,16 @@ def decode(
 
 def fitted(prompt: Array, settings: Settings, config: Config) -> Array:
     """The prompt, or as much of it as ``settings.overflow`` leaves.
+
+    Parameters
+    ----------
+    prompt : (T,) ndarray of int
+    settings : Settings
+    config : Config
+
+    Returns
+    -------
+    (T,) ndarray of int
 
     Raises
     ------
@@ -304,9 +315,7 @@ class _Sequence:
         if self.filters or self.rng is not None:
             require_finite(logits)  # before a filter can hide what is not a number
             logits = logits.astype(np.float64)  # a low temperature would overflow float32
-            history = History(self.ids, self.prompt)
-            for filter in self.filters:
-                logits = filter.apply(logits, history)
+            logits = filtered(self.filters, logits, History(self.ids, self.prompt))
             if logits.max() == -np.inf:
                 names = ", ".join(filter.name for filter in self.filters)
                 raise ArgumentError(f"the settings rule out every token ({names}); allow more")

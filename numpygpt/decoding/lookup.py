@@ -3,7 +3,7 @@
 A forward pass over a few tokens costs little more than one over a single token, because most of
 the time goes into reading the weights. So it pays to guess the next tokens cheaply, read them in
 one pass, and keep those that the model would have chosen itself. The guess changes how many passes
-a text takes, never the text.
+a text takes, and nothing else but the rounding of logits (with ``chunk=1`` not even that).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from .filters import (
 if TYPE_CHECKING:
     from .settings import Settings
 
-__all__ = ["ORDERS", "Filter", "History", "chain"]
+__all__ = ["ORDERS", "Filter", "History", "chain", "filtered"]
 
 
 class History(NamedTuple):
@@ -63,6 +63,13 @@ class Filter(NamedTuple):
     name: str
     values: str
     apply: Callable[[Array, History], Array]
+
+
+def filtered(filters: Sequence[Filter], logits: Array, history: History) -> Array:
+    """Logits (V,) after all filters, one after the other."""
+    for filter in filters:
+        logits = filter.apply(logits, history)
+    return logits
 
 
 # fmt: off

@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import NumpyGPTError
 from ..params import Array
 
-__all__ = ["choose", "log_probability", "margin", "require_finite", "top_logprobs"]
+__all__ = ["choose", "largest", "log_probability", "margin", "require_finite", "top_logprobs"]
 
 
 def choose(logits: Array, rng: np.random.Generator | None = None) -> int:
@@ -96,9 +96,30 @@ def top_logprobs(logits: Array, n: int) -> list[tuple[int, float]]:
     if n < 1:
         return []
     top, spread = _normalizer(logits)
-    ids = np.flatnonzero(logits >= np.partition(logits, -n)[-n])  # a few, so sorting is cheap
-    ids = ids[np.argsort(-logits[ids], kind="stable")][:n]
-    return [(int(i), float(logits[i]) - top - spread) for i in ids]
+    return [(int(i), float(logits[i]) - top - spread) for i in largest(logits, n)]
+
+
+def largest(values: Array, n: int) -> Array:
+    """The places of the `n` largest, the largest first; among equals the lower.
+
+    Parameters
+    ----------
+    values : (V,) ndarray
+    n : int
+        1 to V.
+
+    Returns
+    -------
+    (n,) ndarray of int
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> largest(np.array([1.0, 3.0, 2.0, 3.0]), 3)
+    array([1, 3, 2])
+    """
+    places = np.flatnonzero(values >= np.partition(values, -n)[-n])  # a few, so sorting is cheap
+    return places[np.argsort(-values[places], kind="stable")][:n]
 
 
 def margin(logits: Array, token: int) -> float:

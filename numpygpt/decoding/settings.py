@@ -42,23 +42,15 @@ INTEGERS = {
 }
 
 
-def _range(low: float, high: float, words: str) -> tuple[Callable[[float], bool], str]:
-    return (lambda value: low <= value <= high), words
-
-
-# Real numbers: what is allowed, and that in words. A temperature below 1e-100 would overflow.
-TINY, HUGE = 1e-100, 1e308
+# Real numbers: what is allowed, and that in words. What is nearer to 0 or larger overflows.
 REALS: dict[str, tuple[Callable[[float], bool], str]] = {
-    "temperature": (
-        lambda t: t == 0 or TINY <= t <= HUGE,
-        "0 (greedy) or a positive number",
-    ),
+    "temperature": (lambda t: t == 0 or 1e-100 <= t <= 1e308, "0 (greedy) or from 1e-100 to 1e308"),
     "top_p": (lambda p: 0 < p <= 1, "above 0 and at most 1"),
-    "min_p": _range(0, 1, "from 0 to 1"),
+    "min_p": (lambda p: 0 <= p <= 1, "from 0 to 1"),
     "typical_p": (lambda p: 0 < p <= 1, "above 0 and at most 1"),
-    "repetition_penalty": _range(TINY, 1 / TINY, "a positive number; 1 changes nothing"),
-    "presence_penalty": _range(-1e9, 1e9, "a finite number; 0 changes nothing"),
-    "frequency_penalty": _range(-1e9, 1e9, "a finite number; 0 changes nothing"),
+    "repetition_penalty": (lambda x: 1e-100 <= x <= 1e100, "from 1e-100 to 1e100"),
+    "presence_penalty": (lambda x: abs(x) <= 1e9, "from -1e9 to 1e9"),
+    "frequency_penalty": (lambda x: abs(x) <= 1e9, "from -1e9 to 1e9"),
 }
 
 # What rules out unlikely tokens has no effect on the likeliest one.
@@ -66,7 +58,10 @@ SAMPLING_ONLY = ("top_k", "top_p", "min_p", "typical_p")
 
 
 class Options(TypedDict, total=False):
-    """The settings as keyword arguments, for type checkers. :class:`Settings` explains them."""
+    """The settings as keyword arguments, for type checkers. :class:`Settings` explains them.
+
+    ``n`` is not among them: what it changes is the type of the result.
+    """
 
     max_new_tokens: int
     min_new_tokens: int
@@ -85,7 +80,6 @@ class Options(TypedDict, total=False):
     forced: Mapping[int, int]
     order: str | Sequence[str]
     seed: int | None
-    n: int
     stop: str | Iterable[str]
     stop_ids: Iterable[int] | None
     top_logprobs: int
@@ -100,17 +94,20 @@ class Options(TypedDict, total=False):
 class Settings:
     """How to decode. None means off.
 
+    Settings that cannot have an effect together, such as top_k without a temperature, are refused.
+
     Parameters
     ----------
     max_new_tokens : int
-        Stop after so many tokens at the latest.
+        Stop after so many tokens at the latest; from 0.
     min_new_tokens : int
-        Until so many tokens are made, stop ids are ruled out and stop strings do not stop.
+        Until so many tokens are made, stop ids are ruled out and stop strings do not stop. From 0
+        to `max_new_tokens`.
     temperature : float, optional
         Divides the logits before a token is drawn. None or 0 is greedy: the likeliest token, the
-        lowest id among equals.
+        lowest id among equals. From 1e-100 to 1e308.
     top_k : int, optional
-        Draw from the k likeliest tokens only; exactly k, among equals the lower ids.
+        Draw from the k likeliest tokens only; exactly k, among equals the lower ids. From 1.
     top_p : float, optional
         Draw from the smallest set of likeliest tokens whose probabilities reach p; the token
         that crosses p is kept. Above 0, at most 1.
@@ -121,18 +118,20 @@ class Settings:
         entropy. Above 0, at most 1.
     repetition_penalty : float, optional
         Divides the positive logits of tokens in the prompt or the new text, multiplies the
-        negative ones. Above 0.
+        negative ones. Above 0; 1 changes nothing.
     presence_penalty : float, optional
-        Is subtracted from the logit of each token of the new text, in nats.
+        Is subtracted from the logit of each token of the new text, in nats. From -1e9 to 1e9.
     frequency_penalty : float, optional
         Is subtracted from the logit of each token of the new text once for each time it occurs,
-        in nats.
+        in nats. From -1e9 to 1e9.
     penalty_window : int, optional
-        The three penalties look at so many last tokens; at all of them if None.
+        The three penalties look at so many last tokens, from 1; at all of them if None (64 with
+        ``order="llama.cpp"``).
     no_repeat_ngram : int, optional
-        No run of n tokens comes twice, prompt included.
+        No run of n tokens comes twice, prompt included. From 1.
     logit_bias : mapping of int to float
-        Is added to the logits of these tokens, in nats; -inf rules one out.
+        Is added to the logits of these tokens, in nats: from -1e9 to 1e9, or -inf, which rules
+        one out.
     banned : iterable of int or sequence of int
         Tokens, or sequences of tokens, that never come.
     forced : mapping of int to int
@@ -142,30 +141,35 @@ class Settings:
         In which order the filters act: a name in :data:`numpygpt.decoding.ORDERS`, or the names
         of filters.
     seed : int, optional
-        Makes the draws repeatable. Every sequence has a generator of its own, so a sample never
-        depends on the batch around it, and the same prompt twice in a list gives the same text
-        twice. Fresh randomness if None; greedy decoding draws nothing.
+        Makes the draws repeatable; from 0. Every sample has a generator of its own, made from the
+        seed and the number of the sample, so it never depends on the batch around it. Prompts of
+        one list thus draw the same numbers, and the same prompt twice gives the same text twice;
+        give `n`, or call again with another seed, where texts must be independent. Fresh
+        randomness if None; greedy decoding draws nothing.
     n : int
         Samples for each prompt, each from a generator of its own; 1 to 10000.
-    stop : iterable of str
+    stop : str or iterable of str
         Texts that end a sequence. They are found across the borders of tokens and are not part
         of its text.
     stop_ids : iterable of int
         Tokens that end a sequence. They are not part of it.
     top_logprobs : int
-        Keep so many likeliest tokens, with their log-probabilities, for each new token.
+        Keep so many likeliest tokens, with their log-probabilities, for each new token. From 0.
     lookup : int
         Propose up to so many tokens at a time from an earlier place of the text that goes on from
-        the same words, and read them in one pass. Changes nothing but the speed; 0 is off.
+        the same three tokens, and read them in one pass. The result is the same, up to the
+        rounding of the logits; with ``chunk=1``, exactly. Pays where text repeats itself. From 0,
+        which is off.
     overflow : {"error", "truncate-left", "slide"}
         What to do if the prompt and `max_new_tokens` exceed the positions of the model: refuse,
         cut off the beginning of the prompt, or read the last `keep` tokens anew whenever all
         positions are taken.
     keep : int, optional
-        How many, at most n_ctx; half of n_ctx if None. With n_ctx every token sees as much as
+        How many, 1 to n_ctx; half of n_ctx if None. With n_ctx every token sees as much as
         it can, and costs a pass over all of it.
     chunk : int
-        Most rows in one forward pass; 1 makes the result independent, bit for bit, of batches.
+        Most rows in one forward pass, from 1; with 1 the result does not depend on the batch
+        around it, to the last bit.
 
     Raises
     ------
@@ -216,7 +220,7 @@ class Settings:
             self._set(name, _real(name, getattr(self, name), allowed, words))
         if not isinstance(self.overflow, str) or self.overflow not in OVERFLOWS:
             raise ArgumentError(
-                f"overflow must be {', '.join(map(repr, OVERFLOWS))}, not {told(self.overflow)}"
+                f"overflow must be 'error', 'truncate-left' or 'slide', not {told(self.overflow)}"
             )
         self._set("stop", stop_strings([self.stop] if isinstance(self.stop, str) else self.stop))
         self._set("stop_ids", tuple(_ids("stop_ids", self.stop_ids)))
@@ -319,7 +323,7 @@ def _sequences(banned: Any) -> tuple[tuple[int, ...], ...]:
 def _bias(name: str, value: Any) -> float:
     number = as_float(value)
     if not (number == -math.inf or abs(number) <= 1e9):
-        raise ArgumentError(f"{name} must be finite numbers or -inf, not {told(value)}")
+        raise ArgumentError(f"{name} must be numbers from -1e9 to 1e9, or -inf, not {told(value)}")
     return number
 
 

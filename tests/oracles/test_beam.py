@@ -19,7 +19,6 @@ transformers = pytest.importorskip("transformers", reason="needs transformers")
 from transformers_writer import write  # noqa: E402
 
 import numpygpt  # noqa: E402
-from numpygpt.decoding import BeamSettings, beam_search  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 
@@ -52,10 +51,11 @@ def models(request, tmp_path_factory):
     torch.set_num_threads(threads)
 
 
-def ours(models, stop_ids, **chosen):
+def ours(models, stop_ids, beams, **chosen):
     model, _, prompt = models
-    settings = BeamSettings(NEW_TOKENS, n=chosen["beams"], stop_ids=stop_ids, **chosen)
-    results = beam_search(prompt, settings, model.params, model.config)
+    results = model.beam_search(
+        prompt, beams=beams, n=beams, max_new_tokens=NEW_TOKENS, stop_ids=stop_ids, **chosen
+    )
     texts = [result.ids + [result.stop] * (result.stop is not None) for result in results]
     return texts, np.array([result.score for result in results])
 
