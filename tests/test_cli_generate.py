@@ -185,6 +185,7 @@ def test_every_option_reaches_the_setting_of_its_meaning(cli, model, option):
         (["--beams", "3"], {"beams": 3}),
         (["--beams", "3", "--n", "2", "--no-stop-id"], {"beams": 3, "n": 2, "stop_ids": ()}),
         (["--beams", "2", "--length-penalty", "-3"], {"beams": 2, "length_penalty": -3.0}),
+        (["--beams", "2", "--length-penalty", "0"], {"beams": 2, "length_penalty": 0.0}),
         (["--beams", "2", "--early-stopping", "yes"], {"beams": 2, "early_stopping": True}),
         (["--beams", "2", "--early-stopping", "no"], {"beams": 2, "early_stopping": False}),
         (["--beams", "2", "--early-stopping", "never"], {"beams": 2, "early_stopping": "never"}),
@@ -489,7 +490,7 @@ def test_a_stop_text_is_not_printed_nor_what_follows(cli, model):
     assert cli(*run, "--stop", r"\n\n").out == "theé\n"
 
 
-def test_ids_go_in_and_come_out(cli, tmp_path):
+def test_ids_go_in_and_come_out(cli, tmp_path, monkeypatch):
     config = nano()
     path = write_checkpoint(tmp_path, config, random_tensors(config, dtype="float32"))
     expected = numpygpt.load(path).generate([3, 1, 4], max_new_tokens=5)
@@ -503,6 +504,8 @@ def test_ids_go_in_and_come_out(cli, tmp_path):
     check_error(cli("generate", "3 17", "--ids", *argv), "token id 17 is outside .* 0 to 16")
     check_error(cli("generate", "", "--ids", *argv), "the prompt is empty")
     check_error(cli("generate", "3", "--ids", *argv, "--stop", "x"), "no vocabulary files")
+    pipe(monkeypatch, b"[3]\n[1]\n")  # said once, not for each line
+    check_error(cli("generate", "--jsonl", *argv, "--stop", "x"), "no vocabulary files")
 
 
 def test_ids_of_a_model_with_a_vocabulary_can_be_piped(cli, model, monkeypatch):
@@ -944,6 +947,14 @@ def test_ctrl_c_keeps_the_lines_that_were_finished(cli, model, monkeypatch, batc
     reasons = ["length", "interrupted"] if batch == "1" else ["interrupted"] * 3
     assert [answer["finish_reason"] for answer in answers] == reasons
     assert [len(a["ids"]) for a in answers] == ([2, 1] if batch == "1" else [3, 3, 3])
+
+
+def test_ctrl_c_ends_the_lines_beside_a_wrong_one_too(cli, model, monkeypatch):
+    interrupt(monkeypatch, 1)  # the first half of the batch is run by itself
+    lines = [b'"the"', b"[999]", b'"then"']
+    result, answers = run_lines(cli, monkeypatch, model, lines, "--max-new-tokens", "6")
+    assert (result.code, result.err) == (130, "")
+    assert [(answer["prompt"], len(answer["ids"])) for answer in answers] == [("the", 1)]
 
 
 def test_ctrl_c_in_a_beam_search_keeps_the_lines_that_were_finished(cli, model, monkeypatch):
