@@ -177,7 +177,8 @@ class Model:
         planner = Traced(self.config, len(ids), names, len(ids), self.dtype)
         laid = segments([len(ids)], [cache])
         plan = planner.fit(laid)
-        hidden = forward(ids, laid, self.params, self.config, plan)
+        with np.errstate(under="ignore"):  # an attention of less than 1e-38 is 0
+            hidden = forward(ids, laid, self.params, self.config, plan)
         if plan.logits is not None:
             unembed(hidden, self.params, out=plan.logits)
         return planner.arrays
@@ -392,10 +393,12 @@ class Model:
         text : str or sequence of int
             Of any length.
         continuation : str or sequence of int, optional
-            If given, this is scored, and `text` is only its context. Each is encoded by itself,
-            so a space between words belongs to the beginning of the continuation.
+            If given, this is scored, and `text` is only its context, of which the end is read
+            that leaves room. Each is encoded by itself, so a space between words belongs to the
+            beginning of the continuation.
         window : int, optional
-            Tokens in a window, the scored ones included: 2 to n_ctx + 1; n_ctx if None.
+            Tokens in a window, the scored ones included: 2 to n_ctx + 1. If None n_ctx, as is
+            usual for perplexity, but n_ctx + 1, all that can be read, for a continuation.
         stride : int, optional
             How far one window stands from the next: 1 to window - 1; half a window if None. Each
             window scores the tokens that none before it scored. A smaller stride gives every
@@ -432,7 +435,12 @@ class Model:
         True
         """
         ids, start, shown = self._text(text, continuation, first_token)
+        if continuation is not None and window is None:
+            window = self.config.n_ctx + 1
         window, stride = window_and_stride(window, stride, self.config.n_ctx)
+        if continuation is not None and len(ids) - start < window:
+            cut = max(0, len(ids) - window)  # one window, with as much context as it holds
+            ids, start, shown = ids[cut:], start - cut, shown - cut
         chunk = Settings(chunk=chunk).chunk
 
         def made(rows: Rows) -> Score:
@@ -672,6 +680,7 @@ class Stream:
         self.result = model._blank(ids, settings)
         self._model, self._on_step = model, on_step
         self._steps = model._decode([ids], settings)
+        self._piece = ""  # waits while `on_step` is called, which may raise
 
     def __iter__(self) -> Stream:
         return self
@@ -682,12 +691,19 @@ class Stream:
             for steps in self._steps:
                 for step in steps:
                     self.result.add(step)
+                    self._piece += step.text
                 if self._on_step is not None:
                     self._on_step(steps)
-                if piece := "".join([step.text for step in steps]):
-                    return piece
+                if self._piece:
+                    return self._take()
         except KeyboardInterrupt:
             self._steps = iter(())  # nothing comes after it
             self._model._interrupt(self.result)
             raise Interrupted(self.result) from None
+        if self._piece:
+            return self._take()
         raise StopIteration
+
+    def _take(self) -> str:
+        piece, self._piece = self._piece, ""
+        return piece

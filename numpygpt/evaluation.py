@@ -33,6 +33,7 @@ import numpy as np
 
 from .api import Model
 from .cache import Cache
+from .decoding import Generation
 from .decoding.sample import choose, log_probability
 from .errors import ArgumentError, ContextError, MissingPackageError, TokenError
 from .feed import Feeder
@@ -219,7 +220,17 @@ class Requests:
         prompts = [prompt or [self.eot_token_id] for prompt in prompts]
         if "temperature" in settings:
             settings = settings | {"seed": int(np.random.randint(2**31))}  # noqa: NPY002
-        return [result.text or "" for result in self.model.generate(prompts, **settings)]
+        return [
+            _until(result, settings["stop"]) for result in self.model.generate(prompts, **settings)
+        ]
+
+
+def _until(result: Generation, stop: Sequence[str]) -> str:
+    """The new text, cut off as the harness does it: at the first of each stop string in turn."""
+    text = (result.text or "") + (result.stop if isinstance(result.stop, str) else "")
+    for term in stop:
+        text = text.split(term)[0]
+    return text
 
 
 def _bar(kind: str, total: int, disable: bool) -> Any:
@@ -254,6 +265,8 @@ def _settings(kwargs: Mapping[str, Any]) -> dict[str, Any]:
         raise ArgumentError("do_sample=True needs a temperature above 0")
     names = SETTINGS if kwargs["do_sample"] else SETTINGS[-1:]
     settings = {name: kwargs[name] for name in names if name in kwargs}
+    if kwargs["do_sample"]:
+        settings.setdefault("top_k", 50)  # as transformers does
     if settings.get("top_k") == 0:  # the way to switch it off in transformers
         del settings["top_k"]
     return settings | {"max_new_tokens": kwargs["max_gen_toks"]}

@@ -123,6 +123,7 @@ class Feeder:
             [caches[sequence] for sequence, _, _ in parts],
         )
         plan = self.planner.fit(laid)
-        hidden = forward(ids, laid, self.params, self.config, plan)
+        with np.errstate(under="ignore"):  # an attention of less than 1e-38 is 0
+            hidden = forward(ids, laid, self.params, self.config, plan)
         for (sequence, start, _), segment in zip(parts, laid, strict=True):
             yield Piece(sequence, start, hidden[segment.rows])

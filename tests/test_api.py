@@ -298,3 +298,64 @@ def test_end_of_text_with_the_id_0_stops_too(tmp_path):
     norm = params.ln_f._replace(g=params.ln_f.g * 0, b=params.ln_f.b * 0 + 1)
     model = Model(config, params._replace(ln_f=norm, head=head), tokenizer)
     assert model.generate("a", max_new_tokens=3).finish_reason == "stop"
+
+
+@pytest.mark.parametrize("spare", [-1, 0, 1, 5])
+def test_a_continuation_is_read_after_all_the_context_that_fits(spare):
+    """Greedy decoding's own token is greedy, also where context and token just fit, or do not."""
+    context = random_ids(CONFIG, CONFIG.n_ctx + spare).tolist()
+    read = context[-CONFIG.n_ctx :]
+    chosen = MODEL.generate(read, max_new_tokens=1)
+    score = MODEL.score(context, chosen.ids)
+    assert (score.is_greedy, score.ids.tolist()) == (True, chosen.ids)
+    # Half the context changes this log-probability by 0.01 and more, rounding by 1e-14.
+    np.testing.assert_allclose(score.logprobs, chosen.logprobs, rtol=0, atol=1e-12)
+
+
+def test_a_long_continuation_is_scored_in_windows():
+    ids = random_ids(CONFIG, 60).tolist()
+    whole = MODEL.score(ids, window=CONFIG.n_ctx + 1)
+    split = MODEL.score(ids[:5], ids[5:])
+    np.testing.assert_array_equal(split.logprobs, whole.logprobs[5:])
+    assert (split.window, split.stride) == (25, 12)
+
+
+def test_underflow_is_no_error_even_where_the_user_made_it_one():
+    block = PARAMS.h[0]
+    sharp = block.attn.c_attn._replace(w=block.attn.c_attn.w * 300)
+    attn = block.attn._replace(c_attn=sharp)
+    model = Model(CONFIG, PARAMS._replace(h=(block._replace(attn=attn), *PARAMS.h[1:])))
+    ids = random_ids(CONFIG, 12)
+    pattern = model.trace(ids, names=["h.0.attn.pattern"])["h.0.attn.pattern"]
+    assert (pattern[:, -1, :] == 0).any()  # some did underflow
+    with np.errstate(all="raise"):
+        model.trace(ids)
+        model.generate(ids, max_new_tokens=3, temperature=1.0, seed=0)
+        assert model.score(ids).count == 11
+
+
+def test_a_stream_loses_no_text_to_a_listener_that_raises():
+    model = numpygpt.load("shakespeare")
+    calls = []
+
+    def listen(_):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError
+
+    stream, pieces = model.stream("ROMEO:", max_new_tokens=6, on_step=listen), []
+    with pytest.raises(RuntimeError):
+        pieces.extend(stream)
+    pieces.extend(stream)
+    # A generator whose step was interrupted outside goes on; one that raised itself would not.
+    assert "".join(pieces) == stream.result.text
+    assert len(stream.result.ids) == 6
+
+
+def test_an_odd_context_keeps_its_smaller_half():
+    config = Config(vocab_size=29, n_ctx=7, n_embd=8, n_layer=1, n_head=2)
+    model = Model(config, random_params(config))
+    default = model.generate([1] * 7, max_new_tokens=12, overflow="slide")
+    assert default == model.generate([1] * 7, max_new_tokens=12, overflow="slide", keep=3)
+    other = model.generate([1] * 7, max_new_tokens=12, overflow="slide", keep=4)
+    assert default.logprobs != other.logprobs

@@ -459,3 +459,24 @@ def test_ctrl_c_keeps_the_best_so_far(monkeypatch):
     # With so few steps every beam is finished at its present length, so the ranking is the same.
     shorter = model.beam_search([1, 2], beams=3, n=2, max_new_tokens=3)
     assert [each.ids for each in best] == [each.ids for each in shorter]
+
+
+def test_ctrl_c_keeps_what_had_finished(monkeypatch):
+    """The best first token ends a text, so one is finished when the others run on."""
+    model = numpygpt.Model(SMALL, undecided(SMALL))
+    stop = int(model.logits([1, 2], last=True).argmax())
+    real, passes = beam.Feeder.last, []
+
+    def last(self, *args):
+        passes.append(1)
+        if len(passes) > 3:
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    monkeypatch.setattr(beam.Feeder, "last", last)
+    with pytest.raises(Interrupted) as stopped:
+        model.beam_search([1, 2], beams=6, n=6, max_new_tokens=8, stop_ids=[stop])
+    reasons = {each.finish_reason for each in stopped.value.results}
+    assert reasons == {"stop", "interrupted"}
+    ended = next(each for each in stopped.value.results if each.finish_reason == "stop")
+    assert (ended.stop, ended.passes) == (stop, len(ended.ids) + 1)

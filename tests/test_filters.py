@@ -648,3 +648,12 @@ def test_top_logprobs_are_summed_in_float64():
     logits = np.zeros(50257, np.float32)
     # The float32 logarithm would be rounded by 6e-7.
     assert abs(top_logprobs(logits, 1)[0][1] + math.log(50257)) < 1e-14
+
+
+def test_equals_keep_the_lower_ids_in_long_rows_too():
+    """Sorting algorithms keep short rows in order even where they promise nothing."""
+    logits = np.log(np.tile([0.5, 0.25, 0.25], 200) / 200)
+    kept = np.flatnonzero(f.typical_p(logits, 0.3) > -np.inf)
+    nearest = np.flatnonzero(f._distances(logits) == f._distances(logits).min())
+    assert len(nearest) > len(kept) > 50
+    np.testing.assert_array_equal(kept, nearest[: len(kept)])

@@ -156,17 +156,19 @@ def _stream(model: Model, request: Request) -> int:
     """Print a single text as it comes."""
     (prompt,) = request.prompts
     pieces = model.stream(prompt, **request.settings)
-    begun = interrupted = False
+    printed, interrupted = -1, False
     try:
         first = next(pieces, "")  # most errors come before any output
-        begun = True
-        print(prompt, first, sep="", end="", flush=True)
-        for piece in pieces:
+        printed = 0
+        for piece in chain([prompt, first], pieces):
+            printed += len(piece)
             print(piece, end="", flush=True)
     except KeyboardInterrupt:  # in the model, or between two pieces
-        begun = interrupted = True
+        interrupted = True
+        # What might have become a stop text was held back. It is text now.
+        print((prompt + (pieces.result.text or ""))[max(0, printed) :], end="")
     finally:
-        if begun:
+        if printed >= 0 or interrupted:
             print()
     _tell_lookup(request, [pieces.result])
     return INTERRUPTED if interrupted else 0

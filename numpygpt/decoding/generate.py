@@ -69,7 +69,7 @@ class Generation:
     Attributes
     ----------
     prompt_ids : list of int
-        What was read; without what ``overflow="truncate-left"`` cut off.
+        The prompt; without what ``overflow="truncate-left"`` cut off.
     ids : list of int
         The new tokens, without a stop id, with the token that completed a stop string.
     logprobs : list of float
@@ -255,8 +255,7 @@ class _Sequence:
         self.most_rows = min(self.positions, longest + settings.lookup)
         # Greedy decoding draws nothing. A generator of its own for each sample: what is drawn
         # never depends on the batch around it.
-        entropy = np.random.SeedSequence(settings.seed, spawn_key=(sample,))
-        self.rng = np.random.default_rng(entropy) if settings.temperature else None
+        self.rng = _generator(settings.seed, sample) if settings.temperature else None
         self.text = new_text() if new_text is not None else None
         self.finished = False
 
@@ -347,6 +346,10 @@ class _Sequence:
             finish,
             stop,
         )
+
+
+def _generator(seed: int | None, sample: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(sample,)))
 
 
 def _share(running: Sequence[_Sequence], n: int, feeder: Feeder) -> None:

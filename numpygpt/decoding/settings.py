@@ -104,8 +104,8 @@ class Settings:
         Until so many tokens are made, stop ids are ruled out and stop strings do not stop. From 0
         to `max_new_tokens`.
     temperature : float, optional
-        Divides the logits before a token is drawn. None or 0 is greedy: the likeliest token, the
-        lowest id among equals. From 1e-100 to 1e308.
+        Divides the logits before a token is drawn. None or 0 is greedy: the largest logit, the
+        lowest id among equal ones. From 1e-100 to 1e308.
     top_k : int, optional
         Draw from the k likeliest tokens only; exactly k, among equals the lower ids. From 1.
     top_p : float, optional
