@@ -207,6 +207,7 @@ def test_prompts_leave_room_for_the_new_tokens(shakespeare):
         ({"do_sample": True, "temperature": 0.7, "top_k": 5, "top_p": 0.9},
          {"temperature": 0.7, "top_k": 5, "top_p": 0.9}),
         ({"do_sample": True, "temperature": 0.7, "top_k": 0}, {"temperature": 0.7}),
+        ({"do_sample": True, "temperature": 0.7}, {"temperature": 0.7, "top_k": 50}),
     ],
 )  # fmt: skip
 def test_settings(kwargs, expected):

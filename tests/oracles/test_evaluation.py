@@ -17,6 +17,7 @@ lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval")
 pytest.importorskip("transformers", reason="needs transformers")
 datasets = pytest.importorskip("datasets", reason="comes with lm-eval")
 
+from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 import numpygpt  # noqa: E402
@@ -61,9 +62,7 @@ def run(model, tasks=TASKS):
 
 @functools.cache
 def theirs():
-    from lm_eval.models.huggingface import HFLM
-
-    return run(HFLM(pretrained=str(find("shakespeare")), device="cpu", dtype="float32"))
+    return run(hf())
 
 
 @functools.cache
@@ -129,6 +128,49 @@ def test_greedy_flags():
 def test_generated_texts():
     assert answers(ours(), TASKS[3]) == answers(theirs(), TASKS[3])
     assert all(answers(ours(), TASKS[3]))
+
+
+@functools.cache
+def hf():
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=str(find("shakespeare")), device="cpu", dtype="float32")
+
+
+def continued(model, prompts, **settings) -> list[str]:
+    requests = [
+        Instance("generate_until", {}, (prompt, settings), i) for i, prompt in enumerate(prompts)
+    ]
+    return model.generate_until(requests, disable_tqdm=True)
+
+
+@pytest.mark.parametrize(
+    "until",
+    [["will not", "I will not"], ["lord", "my lord"], ["not", "will"], ["\n\n", "\n"]],
+    ids=str,
+)
+def test_stop_strings_that_overlap_end_the_text_where_hf_ends_it(until):
+    prompts = ["ROMEO:", "HAMLET:\nWhat", "KING:"]
+    chosen = {"until": until, "max_gen_toks": 24, "do_sample": False}
+    texts = [continued(model, prompts, **chosen) for model in (hf(), ours_alone())]
+    assert texts[0] == texts[1]
+
+
+def ours_alone():
+    return evaluation.Harness(shakespeare())
+
+
+def test_sampling_draws_from_the_tokens_that_hf_draws_from():
+    """transformers keeps the 50 likeliest unless it is told otherwise."""
+    model = shakespeare()
+    likely = np.argsort(-model.logits(model.tokenizer.encode("ROMEO:"), last=True))[:50]
+    allowed = {model.tokenizer.decode([i]) for i in likely} | {""}  # end-of-text, cut off
+    chosen = {"until": [], "max_gen_toks": 1, "do_sample": True, "temperature": 50.0}
+    for harness in (hf(), ours_alone()):
+        drawn = set(continued(harness, ["ROMEO:"] * 200, **chosen))
+        # At nearly even odds; of the other 3022 tokens none may come.
+        assert len(drawn) > 35
+        assert drawn <= allowed
 
 
 def test_batches_change_no_text():
