@@ -49,7 +49,7 @@ class Divergence:
     logprobs, other_logprobs : (T,) ndarray of float64
         Of each token under p and under q, in nats; NaN where interrupted.
     window, stride : int
-        See :func:`windows`.
+        See :func:`numpygpt.scoring.windows`.
     first_token : {"skip", "end-of-text"}
         Whether the first token of the text was left out or read after an end-of-text token.
     """
@@ -119,7 +119,7 @@ class Divergence:
 
     @property
     def perplexity_ratio(self) -> float:
-        """Perplexity of q / perplexity of p: above 1 if q foretells the text worse."""
+        """Perplexity of q / perplexity of p: above 1 if q predicts the text worse."""
         return bounded_exp(mean_and_error(self.logprobs - self.other_logprobs)[0])
 
     @property
@@ -169,6 +169,7 @@ def divergence(
     *,
     window: int | None = None,
     stride: int | None = None,
+    first_token: FirstToken = "skip",
     chunk: int = CHUNK,
     on_tokens: OnTokens = None,
 ) -> Divergence:
@@ -184,7 +185,9 @@ def divergence(
     p, q : (Params, Config)
         With vocabularies of one size.
     window, stride : int, optional
-        See :func:`window_and_stride`; the window must fit both models.
+        See :func:`numpygpt.scoring.window_and_stride`; the window must fit both models.
+    first_token : {"skip", "end-of-text"}
+        What the result says of it; it changes nothing, since `start` does.
     chunk : int
         Most tokens in one forward pass of each model.
     on_tokens : function, optional
@@ -223,7 +226,9 @@ def divergence(
     start = whole("start", start, 1, len(ids), f"there are {len(ids)} tokens")
     kl, logprobs, other_logprobs = np.full((3, len(ids) - start), np.nan)
     same_top = np.zeros(len(kl), bool)
-    result = Divergence(ids[start:], kl, same_top, logprobs, other_logprobs, window, stride)
+    result = Divergence(
+        ids[start:], kl, same_top, logprobs, other_logprobs, window, stride, first_token
+    )
     workspaces = make_workspace(p[1]), make_workspace(q[1])
     try:
         for targets, blocks in logit_blocks(ids, start, window, stride, [p, q], chunk):

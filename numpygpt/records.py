@@ -7,7 +7,8 @@ numpygpt       the version
 verb           what was run, such as ``"generate"``
 environment    :func:`environment`
 model          :func:`describe`: name as given, dtype, config, overrides, weights_sha256
-options        every setting with its resolved value, the seed and the input texts included
+options        every setting with its resolved value, the seed included; prompts and short piped
+               texts themselves, of other texts the path, SHA-256 and size
 filters        what was done to the logits, in order, such as ``"temperature 0.8"``
 results        what came out; nothing in it depends on the clock
 =============  ====================================================================================
@@ -50,7 +51,7 @@ __all__ = [
 # Either can change the order of a sum, and so its last bits.
 VARIABLES = ("OPENBLAS_", "GOTO_", "OMP_", "MKL_", "BLIS_", "VECLIB_", "NPY_")
 
-# Bytes. Read whole, it takes some ten times this in memory.
+# Bytes. It is read whole, and takes several times this in memory.
 LARGEST = 2**28
 
 # Bytes that are made contiguous and hashed at a time.
@@ -134,7 +135,7 @@ def record(
 def describe(
     name: str, config: Config, params: Params, overrides: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The entry ``model`` of a record. It hashes the weights: 0.3 s for 124M parameters.
+    """The entry ``model`` of a record. It hashes all weights: 0.5 GB for GPT-2 in float32.
 
     Parameters
     ----------
@@ -163,8 +164,8 @@ def environment() -> dict[str, Any]:
     dict
         Versions of numpygpt, NumPy, tiktoken and Python; platform, machine and processor; name,
         version and configuration of the BLAS that NumPy was built with, and the vector
-        instructions it found; how many processors this process may use; the variables set for
-        BLAS, OpenMP and NumPy.
+        instructions it found; the bit generator that draws random numbers; how many processors
+        this process may use; the variables set for BLAS, OpenMP and NumPy.
 
     Examples
     --------
@@ -190,6 +191,7 @@ def environment() -> dict[str, Any]:
             "configuration": blas.get("openblas configuration"),
         },
         "simd": built.get("SIMD Extensions", {}).get("found"),
+        "bit_generator": type(np.random.default_rng().bit_generator).__name__,
         "cpus": os.cpu_count(),
         "usable_cpus": _usable_cpus(),
         "variables": {
@@ -407,7 +409,7 @@ def _require(found: Mapping[str, Any], keys: Mapping[str, type], path: str, abov
 
 
 def _version(package: str) -> str | None:
-    import importlib.metadata  # 40 ms, which not every command should wait for
+    import importlib.metadata  # slow, and not every command needs it
 
     try:
         return importlib.metadata.version(package)

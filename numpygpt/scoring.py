@@ -1,4 +1,4 @@
-r"""How well a model foretells a text.
+r"""How well a model predicts a text.
 
 The log-probability of a text is the sum over its tokens,
 
@@ -15,6 +15,9 @@ computed in float64 from the model's logits, whatever the model computes in.
 
 Perplexities can be compared only between the same text, tokenizer, window, stride and rule for
 the first token. Bits per byte can be compared across tokenizers too.
+
+Memory: the logits of a bounded number of tokens are held at a time (:data:`BLOCK`). What is kept
+of each token are four numbers: its id, log-probability, rank and entropy.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import numpy as np
 from .arguments import whole
 from .cache import Cache
 from .decoding.sample import require_finite
-from .errors import ArgumentError, Interrupted
+from .errors import Interrupted
 from .feed import CHUNK, Feeder
 from .params import Array, Config, Params
 
@@ -37,15 +40,10 @@ __all__ = [
     "FirstToken",
     "Rows",
     "Score",
+    "Summary",
     "Window",
-    "bounded_exp",
-    "expected",
-    "log_softmax",
-    "logit_blocks",
-    "make_workspace",
-    "mean_and_error",
-    "pooled",
     "score",
+    "total",
     "window_and_stride",
     "windows",
 ]
@@ -53,14 +51,13 @@ __all__ = [
 FirstToken: TypeAlias = Literal["skip", "end-of-text"]
 OnTokens: TypeAlias = "Callable[[int], None] | None"
 
-# How many logits of a model are held at a time. With GPT-2's 50257 tokens these are 83 rows, 17 MB
-# in float32: a product of fewer rows waits for the token vectors (5 rows took 3.7 times as long
-# for each token, 20 rows 1.5 times), of 166 rows it was 7 % faster and takes twice the memory.
+# How many logits of a model are held at a time: with GPT-2's 50257 tokens 83 rows, 17 MB in
+# float32. A product of fewer rows waits for the token vectors to come from memory; one of more
+# rows takes more memory itself.
 BLOCK = 2**22
 
-# How many of them are normalised at a time: 10 such rows, 8 MB in float64. Smaller and larger parts
-# were slower by up to 15 %. The exponentials are the costly step; in float32 they would take 0.07
-# instead of 0.25 ms of the 1.2 ms that a token of the 124M model takes, and lose 1e-7 nats.
+# How many of them are normalised at a time: 10 such rows, two arrays of 4 MB in float64. The
+# exponentials are in float64, too: with them in float32 a log-probability is wrong by 1e-7 nats.
 PART = 2**19
 
 
@@ -70,7 +67,7 @@ PART = 2**19
 class Window(NamedTuple):
     """Tokens ``begin`` to ``end - 1`` of a text, of which ``first`` to ``end - 1`` are scored.
 
-    Token ``end - 1`` is not read: nothing follows it here that could be foretold.
+    Token ``end - 1`` is not read: nothing follows it here that could be predicted.
     """
 
     begin: int
@@ -85,7 +82,7 @@ def window_and_stride(window: int | None, stride: int | None, n_ctx: int) -> tup
     ----------
     window : int or None
         Tokens in a window, the scored ones included: 2 to `n_ctx` + 1; `n_ctx` if None (2 where
-        that is 1). The last token of a window is only foretold, not read, hence the + 1.
+        that is 1). The last token of a window is only predicted, not read, hence the + 1.
     stride : int or None
         How far a window stands from the one before: 1 to `window` - 1; half a window if None.
     n_ctx : int
@@ -124,7 +121,7 @@ def windows(total: int, start: int, window: int, stride: int) -> Iterator[Window
     total : int
         Tokens of the text.
     start : int
-        The first token to score, 1 or more: what foretells a token is the tokens before it. A
+        The first token to score, 1 or more: a token is predicted from those before it. A
         window that would score nothing is left out.
     window, stride : int
         As :func:`window_and_stride` returns them.
@@ -185,7 +182,7 @@ def score(
     Parameters
     ----------
     ids : (N,) ndarray of int
-        Of the model's vocabulary. The last one is not read, only foretold.
+        Of the model's vocabulary. The last one is not read, only predicted.
     start : int
         The first token to score, 1 to N. What stands before it is context.
     params : Params
@@ -250,10 +247,7 @@ def logit_blocks(
     models: Sequence[tuple[Params, Config]],
     chunk: int,
 ) -> Iterator[tuple[slice, list[Array]]]:
-    """The tokens to score, some at a time, and each model's logits for them, (R, V).
-
-    The models read side by side, so they are never more than a chunk apart.
-    """
+    """The tokens to score, some at a time, and each model's logits for them, (R, V)."""
     read = max(1, min(window, len(ids)) - 1)
     feeders = [Feeder(params, config, read, read, chunk) for params, config in models]
     caches = [Cache(config, read, params.wpe.dtype) for params, config in models]
@@ -266,8 +260,8 @@ def logit_blocks(
             cache.truncate(0)
         new = [ids[begin : end - 1]]
         readers = [f.pieces(new, [cache]) for f, cache in zip(feeders, caches, strict=True)]
-        for pieces in zip(*readers, strict=True):
-            after = begin + pieces[0].start + 1  # the token that the piece's first row foretells
+        for pieces in zip(*readers, strict=True):  # side by side: each model reads one chunk
+            after = begin + pieces[0].start + 1  # the token that the piece's first row predicts
             stop = after + len(pieces[0].hidden)
             for low in range(max(first, after), stop, most):
                 rows = slice(low - after, min(low + most, stop) - after)
@@ -300,11 +294,8 @@ def log_softmax(logits: Array, workspace: Array) -> tuple[Array, Array]:
 
 
 def expected(values: Array, p: Array) -> Array:
-    """The mean of values (R, V) under the distributions p (R, V), which is overwritten.
-
-    Not a dot product of the BLAS, which may set several threads to work on it: on a machine with
-    other work their waiting for each other took a hundred times as long as this.
-    """
+    """The mean of values (R, V) under the distributions p (R, V), which is overwritten."""
+    # Not a product of the BLAS: it may start threads, and there is too little work to share.
     with np.errstate(under="ignore"):
         weighted: Array = np.multiply(values, p, out=p).sum(axis=-1)
     return weighted
@@ -320,9 +311,109 @@ def _ranks(logits: Array, targets: Array) -> Array:
     )
 
 
+# -- statistics -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How well a model predicts some tokens: those of a text, or of several together.
+
+    Attributes
+    ----------
+    count : int
+        Scored tokens.
+    bytes : int or None
+        Of the scored tokens; None without a tokenizer.
+    nll : float
+        Their negative log-likelihood together, in nats.
+    standard_error : float
+        Of the mean negative log-likelihood, in nats per token: the sample's standard deviation /
+        sqrt(count). That is for independent tokens. Those of a text are not: hard and easy
+        passages make neighbours alike, so the true uncertainty is larger. NaN for fewer than two
+        tokens.
+
+    Examples
+    --------
+    >>> four = Summary(count=4, bytes=10, nll=4 * math.log(8), standard_error=0.5)
+    >>> round(four.perplexity, 9), round(four.bits_per_token, 9), round(four.bits_per_byte, 9)
+    (8.0, 3.0, 1.2)
+    """
+
+    count: int
+    bytes: int | None
+    nll: float
+    standard_error: float
+
+    @property
+    def nats_per_token(self) -> float:
+        """Mean negative log-likelihood, in nats; NaN if nothing is scored."""
+        return self.nll / self.count if self.count else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        """exp(mean negative log-likelihood): V for a model that knows nothing, 1 at best."""
+        return bounded_exp(self.nats_per_token)
+
+    @property
+    def perplexity_error(self) -> float:
+        """Standard error of the perplexity, to first order: perplexity * standard_error."""
+        return self.perplexity * self.standard_error
+
+    @property
+    def bits_per_token(self) -> float:
+        """Mean negative log-likelihood, in bits."""
+        return self.nats_per_token / math.log(2)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits of the scored tokens / bytes of the scored tokens; None without a tokenizer.
+
+        Can be compared across tokenizers. A token that is not scored counts in neither.
+        """
+        if self.bytes is None:
+            return None
+        return self.nll / math.log(2) / self.bytes if self.bytes else math.nan
+
+
+def total(summaries: Sequence[Summary]) -> Summary:
+    """Several texts together: tokens, bytes and nats are added before anything is divided.
+
+    So a long text weighs more than a short one. The standard error is that of all tokens,
+    sqrt(M / (n (n - 1))) with M the sum of squared deviations from the common mean, which is put
+    together from each text's own M_i and mean (T. F. Chan, G. H. Golub, R. J. LeVeque, "Updating
+    formulae and a pairwise algorithm for computing sample variances", 1979).
+
+    Parameters
+    ----------
+    summaries : sequence of Summary
+        All made with the same window, stride and rule for the first token.
+
+    Returns
+    -------
+    Summary
+        ``bytes`` is None if it is None for any of them.
+
+    Examples
+    --------
+    >>> a, b = Summary(2, 8, 6.0, 1.0), Summary(1, 4, 3.0, math.nan)  # tokens of 2, 4 and 3 nats
+    >>> total([a, b])
+    Summary(count=3, bytes=12, nll=9.0, standard_error=0.5773502691896257)
+    """
+    parts = [s for s in summaries if s.count]
+    count, nll = sum(s.count for s in parts), math.fsum(s.nll for s in parts)
+    sizes = [s.bytes for s in summaries if s.bytes is not None]
+    size = sum(sizes) if len(sizes) == len(summaries) else None
+    squares = 0.0
+    for s in parts:
+        own = s.standard_error**2 * s.count * (s.count - 1) if s.count > 1 else 0.0
+        squares += own + s.count * (s.nats_per_token - nll / count) ** 2
+    error = math.sqrt(squares / count / (count - 1)) if count > 1 else math.nan
+    return Summary(count, size, nll, error)
+
+
 @dataclass(repr=False, eq=False)
 class Score:
-    """How well a model foretells a text of T tokens.
+    """How well a model predicts a text of T tokens.
 
     Attributes
     ----------
@@ -352,53 +443,51 @@ class Score:
     first_token: FirstToken = "skip"
 
     @property
+    def summary(self) -> Summary:
+        """The scored tokens together; :func:`total` joins those of several texts."""
+        known = self.logprobs[~np.isnan(self.logprobs)]
+        nll = 0.0 - float(known.sum())  # of nothing 0, not -0
+        return Summary(known.size, self.bytes, nll, mean_and_error(known)[1])
+
+    @property
     def count(self) -> int:
         """How many tokens are scored."""
-        return int(np.count_nonzero(~np.isnan(self.logprobs)))
+        return self.summary.count
 
     @property
     def nll(self) -> float:
         """Negative log-likelihood of the scored tokens together, in nats."""
-        return 0.0 - float(np.nansum(self.logprobs))
+        return self.summary.nll
 
     @property
     def nats_per_token(self) -> float:
-        """Mean negative log-likelihood, in nats; NaN if nothing is scored."""
-        return mean_and_error(-self.logprobs)[0]
+        """See :attr:`Summary.nats_per_token`."""
+        return self.summary.nats_per_token
 
     @property
     def standard_error(self) -> float:
-        """Of :attr:`nats_per_token`, in nats: the sample's standard deviation / sqrt(count).
-
-        That formula is for independent tokens. Those of a text are not: hard and easy passages
-        make neighbours alike, so the true uncertainty is larger. NaN for fewer than two tokens.
-        """
-        return mean_and_error(-self.logprobs)[1]
+        """Of :attr:`nats_per_token`, in nats; see :class:`Summary`."""
+        return self.summary.standard_error
 
     @property
     def perplexity(self) -> float:
-        """exp(mean negative log-likelihood): V for a model that knows nothing, 1 at best."""
-        return bounded_exp(self.nats_per_token)
+        """See :attr:`Summary.perplexity`."""
+        return self.summary.perplexity
 
     @property
     def perplexity_error(self) -> float:
-        """Standard error of the perplexity, to first order: perplexity * standard_error."""
-        return self.perplexity * self.standard_error
+        """See :attr:`Summary.perplexity_error`."""
+        return self.summary.perplexity_error
 
     @property
     def bits_per_token(self) -> float:
-        """Mean negative log-likelihood, in bits."""
-        return self.nats_per_token / math.log(2)
+        """See :attr:`Summary.bits_per_token`."""
+        return self.summary.bits_per_token
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Bits of the scored tokens / bytes of the scored tokens; None without a tokenizer.
-
-        Can be compared across tokenizers. A token that is not scored counts in neither.
-        """
-        if self.bytes is None:
-            return None
-        return self.nll / math.log(2) / self.bytes if self.count and self.bytes else math.nan
+        """See :attr:`Summary.bits_per_byte`."""
+        return self.summary.bits_per_byte
 
     @property
     def is_greedy(self) -> bool:
@@ -416,55 +505,6 @@ class Score:
 
     def __repr__(self) -> str:
         return f"<Score of {self}>"
-
-
-def pooled(scores: Sequence[Score]) -> Score:
-    """The score of several texts together: their tokens, one text after another.
-
-    Sums of nats, tokens and bytes are added before anything is divided, so a long text weighs
-    more than a short one; the standard error is that of all tokens.
-
-    Parameters
-    ----------
-    scores : sequence of Score
-        At least one; all with the same window, stride and rule for the first token.
-
-    Returns
-    -------
-    Score
-        ``bytes`` is None if it is None for any of them.
-
-    Raises
-    ------
-    ArgumentError
-        If there are none, or they were made in different ways.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> def one(*logprobs):
-    ...     n = len(logprobs)
-    ...     return Score(np.zeros(n, int), np.log(logprobs), np.ones(n, int), np.zeros(n), 1, 2, 1)
-    >>> round(pooled([one(1 / 2), one(1 / 4, 1 / 4, 1 / 4)]).bits_per_token, 6)  # (1 + 6) / 4
-    1.75
-    """
-    ways = {(s.window, s.stride, s.first_token) for s in scores}
-    if len(ways) != 1:
-        raise ArgumentError(
-            "scores can be pooled if there are some, all with one window, stride and rule for "
-            f"the first token; received {len(scores)} scores with {sorted(ways)}"
-        )
-    ids, logprobs, ranks, entropies = (
-        np.concatenate([getattr(s, name) for s in scores])
-        for name in ("ids", "logprobs", "ranks", "entropies")
-    )
-    known = [s.bytes for s in scores if s.bytes is not None]
-    size = sum(known) if len(known) == len(scores) else None
-    ((window, stride, first_token),) = ways
-    return Score(ids, logprobs, ranks, entropies, size, window, stride, first_token)
-
-
-# -- statistics -----------------------------------------------------------------------------------
 
 
 def mean_and_error(values: Array) -> tuple[float, float]:

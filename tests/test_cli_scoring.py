@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
+import io
 import itertools
 import json
 import math
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tqdm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import nano, random_tensors, write_checkpoint
@@ -41,10 +44,11 @@ from test_tokenizer import make_vocab_json
 
 import numpygpt
 from numpygpt import divergence, scoring
-from numpygpt.cli import colours, resume, texts
-from numpygpt.cli.perplexity import Measure, total
-from numpygpt.cli.terminal import on_colour_terminal
-from numpygpt.scoring import Score, pooled
+from numpygpt.cli import colours, json_lines, options, resume, texts
+from numpygpt.cli.record import add_record, recorded
+from numpygpt.cli.terminal import on_colour_terminal, spelled
+from numpygpt.errors import ArgumentError
+from numpygpt.scoring import Score
 
 TEXT = "the then\n\n 12 é 👏 \\ 'tis \x1b[31m\tthe\r\nend\n"
 
@@ -352,7 +356,7 @@ def test_a_text_that_cannot_be_read_is_refused_before_the_model_is_loaded(
     [
         (["-", "-"], "standard input .* once only"),
         ([], "there is no text: name files, or pipe one in"),
-        (["{}", "--window", "4", "--stride", "4"], "--stride must be an integer from 1 to 3 "),
+        (["{}", "--window", "4", "--stride", "4"], "stride must be an integer from 1 to 3 .*not 4"),
         (["{}", "--config", "n_head"], "--config expects NAME=VALUE"),
     ],
     ids=str,
@@ -489,16 +493,18 @@ def test_each_line_is_answered_with_its_keys_and_a_score(cli, model, monkeypatch
 BAD_LINES = {
     b"nonsense": "expected JSON, but",
     b'{"text": "\xff"}': "expected JSON, but",
-    b"[1, 2]": "not list",
-    b"3": "not int",
+    b"[1, 2]": "expected a JSON string",
+    b"3": "expected a JSON string",
     b'{"text": 3, "id": 1}': "expected a JSON string",
     b'{"id": 1}': "expected a JSON string",
     b'{"text": "a", "context": "b", "continuation": "c", "id": 1}': "expected a JSON string",
     b'{"context": "b", "id": 1}': "expected a JSON string",
     b'{"text": "", "id": 1}': "the text is empty",
     b'{"context": "the", "continuation": "", "id": 1}': "empty",
-    b'{"text": "a", "score": 1}': "the keys score and error are for the answer",
+    b'{"text": "a", "score": 1}': "these keys are for the answer: score; rename them",
+    b'{"text": "a", "score": 1, "error": 2}': "these keys are for the answer: error, score",
     b'{"text": "a", "n": NaN}': "NaN is no JSON number",
+    b'{"text": "a", "n": 1e999}': "expected JSON, but",
     b'{"text": "\\ud83d", "id": 1}': "half of a surrogate pair",
     b'{"text": ' + b"[" * 100_000: "nested too deeply|expected JSON",
     b'{"text": "a", "n": ' + b"9" * 5000 + b"}": "expected JSON, but",
@@ -512,15 +518,57 @@ def test_a_wrong_line_is_told_and_the_others_are_answered(cli, model, monkeypatc
     assert [("error" in answer) for answer in answers] == [False, True, False]
     assert re.search(message, answers[1]["error"])
     assert b'"id": 1' not in line or answers[1]["id"] == 1
-    assert result.err.startswith("numpygpt: error: -: line 2: ")
+    assert result.err.startswith("numpygpt: error: line 2 of standard input: ")
     assert result.err.count("\n") == 1
 
 
 def test_a_line_without_end_is_refused(cli, model, monkeypatch):
-    monkeypatch.setattr("numpygpt.cli.score.LONGEST_LINE", 10)
-    result, answers = run_lines(cli, monkeypatch, model, b'"the"', b'"the then the"')
-    assert (result.code, len(answers)) == (2, 1)
-    assert "a line of more than 10 bytes" in result.err
+    monkeypatch.setattr(json_lines, "LONGEST", 12)
+    result, answers = run_lines(cli, monkeypatch, model, b'"the then "', b'"the then t"', b'"the"')
+    assert result.code == 2
+    assert "score" in answers[0]  # 12 bytes with its newline
+    assert answers[1:] == [{"error": "more than 12 bytes; nothing from here on was read"}]
+    assert result.err.startswith("numpygpt: error: line 2 of standard input: more than 12 bytes")
+
+
+def test_no_more_of_a_line_is_read_than_the_longest_has(cli, model, monkeypatch):
+    asked = []
+
+    class Input(io.BytesIO):
+        def readline(self, size: int | None = -1) -> bytes:
+            asked.append(size)
+            return super().readline(size)
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Input(b'"the"\n')))
+    assert cli("score", "--jsonl", "--model", model).code == 0
+    assert asked == [json_lines.LONGEST + 1] * 2
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no file that cannot be read")
+def test_a_file_that_cannot_be_read_is_told(cli, model):
+    result = cli("score", "--jsonl", "/proc/self/mem", "--model", model)
+    assert (result.code, "Input/output error" in result.out) == (2, True)
+    check_error(cli("score", "--jsonl", "/no/such", "--model", model), "/no/such: No such file")
+
+
+def test_lines_nested_near_the_limit_never_end_in_a_traceback(cli, model, monkeypatch):
+    limit = sys.getrecursionlimit()
+    deep = [b'{"text": "the", "x": ' + b"[" * n + b"]" * n + b"}" for n in range(limit)[-150:]]
+    _, answers = run_lines(cli, monkeypatch, model, *deep)
+    assert len(answers) == 150
+    assert all("score" in answer or "nested" in answer["error"] for answer in answers)
+    assert "score" in answers[0]
+
+
+def test_a_window_that_no_line_can_have_is_refused_at_once(cli, model, monkeypatch):
+    pipe(monkeypatch, b'"the"')
+    run = ["score", "--jsonl", "--model", model, "--window", "14"]
+    check_error(cli(*run), "window must be an integer from 2 to 13 .*not 14")
+
+
+def test_standard_input_stays_open(cli, model, monkeypatch):
+    run_lines(cli, monkeypatch, model, b'"the"')
+    assert not sys.stdin.buffer.closed
 
 
 @pytest.mark.parametrize("option", [["--json"], ["--context", "x"], ["--output", "table"]], ids=str)
@@ -686,6 +734,14 @@ def test_what_a_record_holds_cannot_be_given_beside_it(cli, record, text, option
     check_error(replay(cli, record, *option), f"leave out {name} ")
 
 
+def test_an_argument_without_a_display_name_is_named_by_its_own():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("prompt", nargs="?")
+    add_record(parser)
+    with pytest.raises(ArgumentError, match="leave out prompt "):
+        recorded(parser.parse_args(["x", "--replay", "r.json"]))
+
+
 JUNK = [None, True, -1, 0, 1e300, 10**30, "", "x", "\x1b[2J", [], [None], {}, {"a": 1}]
 
 
@@ -753,7 +809,10 @@ def test_perplexity_is_that_of_the_score(cli, model, text, other, settings):
     assert (result.code, result.err) == (0, "")
     found = rows(result.out)
     assert list(found) == [text, other, "total"]
-    for name, score in [(text, one), (other, two), ("total", pooled([one, two]))]:
+    columns = ((getattr(s, name) for s in (one, two)) for name in vars(one))
+    ids, *numbers = (np.concatenate([*pair]) for pair in itertools.islice(columns, 4))
+    both = Score(ids, *numbers, one.bytes + two.bytes, one.window, one.stride)
+    for name, score in [(text, one), (other, two), ("total", both)]:
         expected = [
             score.count, score.bytes, score.nats_per_token, score.standard_error, score.perplexity,
             score.perplexity_error, score.bits_per_byte, score.bits_per_token,
@@ -765,28 +824,6 @@ def test_perplexity_is_that_of_the_score(cli, model, text, other, settings):
 
 def test_one_text_has_no_total(cli, model, text):
     assert list(rows(cli("perplexity", text, "--model", model).out)) == [text]
-
-
-LOGPROBS = st.lists(st.lists(st.floats(-30, 0), max_size=8), min_size=1, max_size=5)
-
-
-@given(LOGPROBS)
-def test_texts_are_put_together_as_if_they_were_one(parts):
-    scores = [
-        Score(np.zeros(n, int), np.array(p), np.ones(n, int), np.zeros(n), 3 * n, 2, 1)
-        for p in parts
-        for n in [len(p)]
-    ]
-    found, expected = total([Measure.of(score) for score in scores]), pooled(scores)
-    assert (found.count, found.bytes) == (expected.count, expected.bytes)
-    # Sums of at most 40 numbers up to 30, each rounded by 2**-53 of at most 1200.
-    assert found.nll == pytest.approx(expected.nll, abs=40 * 1200 * 2**-53)
-    # The error of a standard error near 0 is the root of the rounding of its square; 1e-6 is far
-    # below the smallest effect of a wrong formula, such as n for n - 1: 1 part in 80.
-    if expected.count > 1:
-        assert found.standard_error == pytest.approx(expected.standard_error, rel=1e-9, abs=1e-6)
-    else:
-        assert math.isnan(found.standard_error)
 
 
 def test_a_text_with_nothing_to_score_counts_for_nothing(cli, model, text, tmp_path):
@@ -848,7 +885,7 @@ def test_ctrl_c_prints_what_was_finished_and_a_resumed_run_is_exact(
         stopped = cli(*run, "--resume", str(journal))
     assert stopped.code == 130
     assert list(rows(stopped.out)) == [text]
-    assert stopped.err == "numpygpt: interrupted: incomplete: 1 of 2 texts were measured\n"
+    assert stopped.err == "numpygpt: interrupted: incomplete: 1 of 2 texts were finished\n"
     with monkeypatch.context() as patch:
         calls = refuse_to_score(patch, allowed=1)
         assert cli(*run, "--resume", str(journal), "--json").out == whole
@@ -987,39 +1024,157 @@ def test_ctrl_c_ends_the_process_with_130_and_keeps_what_was_done(model, text, t
     finished, *unfinished = rows(out.decode())
     assert finished == text
     assert unfinished in ([], [f"{tmp_path / 'long'} (so far)", "total"])
-    assert err.decode().strip() == "numpygpt: interrupted: incomplete: 1 of 2 texts were measured"
+    assert err.decode().strip() == "numpygpt: interrupted: incomplete: 1 of 2 texts were finished"
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, name: str, blocks: int) -> None:
-    """Let Ctrl-C come when so many blocks of rows have been scored."""
+    """Let Ctrl-C come, once, when so many blocks of rows have been scored."""
     real, module = scoring.logit_blocks, {"score": scoring, "divergence": divergence}[name]
 
     def stopping(*args: Any) -> Any:
         for i, block in enumerate(real(*args)):
             if i == blocks:
+                monkeypatch.setattr(module, "logit_blocks", real)
                 raise KeyboardInterrupt
             yield block
 
     monkeypatch.setattr(module, "logit_blocks", stopping)
 
 
+@pytest.mark.parametrize("blocks", [0, 2])
 @pytest.mark.parametrize("verb", ["score", "divergence"])
 def test_ctrl_c_in_the_middle_of_a_text_keeps_what_was_scored_of_it(
-    cli, model, text, monkeypatch, verb
+    cli, model, text, other, monkeypatch, verb, blocks
 ):
-    run = ["perplexity", text, "--model", model]
+    run = ["perplexity", text, other, "--model", model]
     run += ["--against", model] if verb == "divergence" else []
     whole = rows(cli(*run).out)[text]
-    interrupt_after(monkeypatch, verb, 2)
+    interrupt_after(monkeypatch, verb, blocks)
     stopped = cli(*run)
-    assert stopped.code == 130
-    (name, numbers) = next(iter(rows(stopped.out).items()))
-    assert name == f"{text} (so far)"
-    assert 0 < numbers[0] < whole[0]
+    assert (stopped.code, stopped.err) == (130, incomplete(0, 2))
+    found = rows(stopped.out)
+    assert list(found) == ([f"{text} (so far)"] if blocks else [])  # and not the next text
+    counts = [numbers[0] for numbers in found.values()]
+    assert all(0 < count < whole[0] for count in counts)
+    interrupt_after(monkeypatch, verb, blocks)
     recorded = cli(*run, "--json")
     assert recorded.code == 130
     results = json.loads(recorded.out)["results"]
-    assert (results["finished"], results["texts"][0]["count"]) == (0, numbers[0])
+    assert results["finished"] == 0
+    assert [each["count"] for each in results["texts"]] == counts
+    assert (results["total"] is None) is (not blocks)
+
+
+def incomplete(finished: int, count: int) -> str:
+    return f"numpygpt: interrupted: incomplete: {finished} of {count} texts were finished\n"
+
+
+OUTPUTS = pytest.mark.parametrize("output", ["table", "colors", "json"])
+
+
+@OUTPUTS
+def test_ctrl_c_in_score_keeps_what_was_scored_of_a_text(cli, model, text, monkeypatch, output):
+    whole = numpygpt.load(model).score(TEXT)
+    interrupt_after(monkeypatch, "score", 2)
+    result = cli("score", text, "--model", model, "--output", output)
+    assert (result.code, result.err) == (130, incomplete(0, 1))
+    # Windows of 12 tokens that move by 6, the first token not scored: 11 and 6 tokens.
+    read = 1 + 11 + 6
+    if output == "json":
+        results = json.loads(result.out)["results"]
+        assert results["finished"] == 0
+        (found,) = results["texts"]
+        assert (found["ids"], found["count"]) == (whole.ids[:read].tolist(), read - 1)
+        assert found["logprobs"] == [None, *whole.logprobs[1:read].tolist()]
+        assert found["bytes"] < whole.bytes
+        return
+    assert result.out.startswith(f"==> {text} (so far) <==\n")
+    assert f"tokens scored: {read - 1}, of " in result.out
+    if output == "table":
+        cells, _, _ = table(result.out.split("\n", 1)[1].removesuffix("\n"))
+        assert [row[1] for row in cells[1:]] == [f"{p:.4f}" for p in whole.logprobs[1:read]]
+    else:  # after the text so far there is no more of it
+        tokens = numpygpt.load(model).tokenizer.token_bytes
+        seen = b"".join(tokens[i] for i in whole.ids[:read].tolist()).decode()
+        plain = "".join(PAINTED.sub(r"\2", line) for line in result.out.split("\n")[2:-4])
+        assert plain == spelled(seen)
+
+
+@OUTPUTS
+@pytest.mark.parametrize("finished", [0, 1])
+def test_ctrl_c_in_score_keeps_the_texts_before(
+    cli, model, text, other, monkeypatch, output, finished
+):
+    run = ["score", other, text, "--model", model, "--output", output]
+    whole = cli(*run).out
+    refuse_to_score(monkeypatch, allowed=finished)
+    result = cli(*run)
+    assert (result.code, result.err) == (130, incomplete(finished, 2))
+    if output == "json":
+        expected, found = (json.loads(out)["results"] for out in (whole, result.out))
+        assert found == {"texts": expected["texts"][:finished], "finished": finished}
+        assert expected["finished"] == 2
+    else:
+        assert result.out == (whole[: whole.index(f"==> {text}")] if finished else "")
+
+
+@pytest.mark.parametrize("stderr", [True, False], ids=["stderr", "no stderr"])
+def test_ctrl_c_keeps_the_lines_before(cli, model, monkeypatch, stderr):
+    refuse_to_score(monkeypatch, allowed=1)
+    if not stderr:
+        monkeypatch.setattr(sys, "stderr", None)
+    result, answers = run_lines(cli, monkeypatch, model, b'"the"', b'"then"')
+    assert (result.code, [answer["text"] for answer in answers]) == (130, ["the"])
+    assert result.out.count("\n") == 1
+
+
+# -- progress ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """The progress bars that were shown: name, where it stood at the end, and its full length."""
+    seen: list[tuple[str, int, int]] = []
+
+    class Bar(tqdm.tqdm):
+        def __exit__(self, *error: Any) -> None:
+            if not self.disable:
+                seen.append((self.desc, self.n, self.total))
+            super().__exit__(*error)
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    return seen
+
+
+MEASURING = {
+    "score": ["score"],
+    "continuation": ["score", "--context", "the"],
+    "perplexity": ["perplexity", "--first-token", "end-of-text"],
+    "against": ["perplexity", "--against", "{model}"],
+}
+
+
+@pytest.mark.parametrize("how", MEASURING)
+def test_progress_is_shown_on_a_terminal_and_counts_every_token(
+    cli, model, text, other, monkeypatch, bars, how
+):
+    run = [part.format(model=model) for part in MEASURING[how]] + [text, other, "--model", model]
+    quiet = cli(*run)
+    counts = [found["count"] for found in json.loads(cli(*run, "--json").out)["results"]["texts"]]
+    assert (quiet.err, bars) == ("", [])  # capsys is no terminal
+    err = Terminal()
+    monkeypatch.setattr(sys, "stderr", err)
+    shown = cli(*run)
+    assert (shown.code, shown.out) == (0, quiet.out)
+    assert bars == [
+        (name[-30:], count, count) for name, count in zip([text, other], counts, strict=True)
+    ]
+    lines = err.getvalue()
+    assert f" 0/{counts[0]} [" in lines
+    assert "\n" not in lines
+    assert lines.endswith("\r")  # nothing is left of it
+    cli(*run, "--json")
+    assert (len(bars), err.getvalue()) == (2, lines)
 
 
 # -- against another model ---------------------------------------------------------------------
@@ -1060,6 +1215,17 @@ def test_the_reference_is_p_and_the_model_is_q(cli, model, text, other, tmp_path
     assert list(rows(printed)) == [text, other]
 
 
+def test_the_window_of_a_comparison_fits_both_models(cli, model, text, tmp_path):
+    smaller = tmp_path / "smaller"
+    config = nano(vocab_size=len(VOCAB), n_ctx=6)
+    write_checkpoint(smaller, config, random_tensors(config, dtype="float32"))
+    for name in ("merges.txt", "vocab.json"):
+        shutil.copy(pathlib.Path(model) / name, smaller)
+    run = ["perplexity", text, "--model", model, "--against", str(smaller), "--json"]
+    options = json.loads(cli(*run).out)["options"]
+    assert (options["window"], options["stride"]) == (6, 3)
+
+
 def test_models_that_do_not_fit_each_other_are_refused(cli, model, text, tmp_path):
     config = nano(vocab_size=300)
     write_checkpoint(tmp_path / "larger", config, random_tensors(config, dtype="float32"))
@@ -1077,6 +1243,18 @@ def test_models_that_do_not_fit_each_other_are_refused(cli, model, text, tmp_pat
     assert not (tmp_path / "j").exists()
 
 
+@pytest.mark.parametrize("missing", ["--model", "--against"])
+def test_both_models_are_found_before_one_is_loaded(cli, model, text, monkeypatch, missing):
+    names = {"--model": model, "--against": model} | {missing: "nowhere"}
+
+    def load(self: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(options.ModelChoice, "load", load)
+    run = itertools.chain(*names.items())
+    check_error(cli("perplexity", text, *run), "unknown model 'nowhere'")
+
+
 def test_ctrl_c_in_a_comparison_prints_what_was_finished(cli, model, text, other, monkeypatch):
     real, calls = numpygpt.Model.divergence, []
 
@@ -1090,7 +1268,7 @@ def test_ctrl_c_in_a_comparison_prints_what_was_finished(cli, model, text, other
     result = cli("perplexity", text, other, "--model", model, "--against", model)
     assert result.code == 130
     assert list(rows(result.out)) == [text]
-    assert result.err == "numpygpt: interrupted: incomplete: 1 of 2 texts were compared\n"
+    assert result.err == "numpygpt: interrupted: incomplete: 1 of 2 texts were finished\n"
     calls.append(1)
     result = cli("perplexity", text, other, "--model", model, "--against", model)
     assert (result.code, result.out) == (130, "")
@@ -1107,3 +1285,9 @@ def test_help_has_every_option_with_what_it_means(cli, verb):
         assert option in result.out
     for meaning in ("2 to n_ctx + 1", "half of W", "end-of-text", "1 or more"):
         assert meaning in " ".join(result.out.split())
+
+
+def test_help_has_the_exit_codes(cli):
+    told = " ".join(cli("--help").out.split())
+    assert "1 if a proof failed or a replay differed" in told
+    assert "130 after Ctrl-C" in told

@@ -20,13 +20,7 @@ from numpygpt.api import Model
 from numpygpt.divergence import Divergence, divergence
 from numpygpt.errors import ArgumentError, Interrupted, NumpyGPTError
 from numpygpt.params import pack
-from numpygpt.scoring import (
-    Score,
-    pooled,
-    score,
-    window_and_stride,
-    windows,
-)
+from numpygpt.scoring import Score, Summary, score, total, window_and_stride, windows
 
 CONFIG = nano()  # 17 tokens, 12 positions
 PARAMS = random_params(CONFIG)
@@ -320,6 +314,18 @@ def test_ctrl_c_keeps_what_was_scored():
     np.testing.assert_array_equal(half.logprobs[:count], whole.logprobs[:count])
 
 
+@pytest.mark.parametrize("first_token", ["skip", "end-of-text"])
+def test_a_divergence_says_what_the_first_token_was(first_token):
+    assert compare(PARAMS, OTHER, first_token=first_token).first_token == first_token
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as caught:
+        compare(PARAMS, OTHER, first_token=first_token, on_tokens=stop)
+    assert caught.value.results.first_token == first_token
+
+
 def test_progress_counts_every_scored_token_once():
     for start, expected in [(1, 39), (20, 20), (40, 0)]:
         seen = []
@@ -372,6 +378,7 @@ def test_the_statistics_by_hand():
         "(window 12, stride 6, first token: skip)"
     )
     assert repr(s) == f"<Score of {s}>"
+    assert s.summary == Summary(s.count, s.bytes, s.nll, s.standard_error)
 
 
 def test_statistics_of_nothing_are_not_numbers():
@@ -393,35 +400,34 @@ def test_greedy_is_rank_one_everywhere():
     assert not result([-1.0, -2.0], ranks=[1, 2]).is_greedy
 
 
-def test_pooling_is_scoring_all_tokens_together():
-    logprobs = np.log(np.random.default_rng(0).random(30))
-    parts = [
-        result(logprobs[:7], 20),
-        result([math.nan, *logprobs[7:8]], 3),
-        result(logprobs[8:], 50),
-    ]
-    both, whole = pooled(parts), result(logprobs, 73)
-    # Means of the same 30 numbers in another order.
-    for name in ("count", "nll", "perplexity", "standard_error", "bits_per_byte", "is_greedy"):
-        assert getattr(both, name) == pytest.approx(getattr(whole, name), rel=1e-14)
-    assert (both.window, both.stride, both.first_token) == (12, 6, "skip")
-    # The mean of the texts' perplexities is another number.
-    assert abs(np.mean([part.perplexity for part in parts]) / whole.perplexity - 1) > 0.01
-    assert pooled([parts[0], result([-1.0])]).bytes is None
+LOGPROBS = st.lists(st.lists(st.floats(-30, 0), max_size=8), min_size=1, max_size=5)
 
 
-@pytest.mark.parametrize(
-    "scores",
-    [
-        [],
-        [result([-1.0]), result([-1.0], window=13)],
-        [result([-1.0]), result([-1.0], stride=5)],
-        [result([-1.0]), result([-1.0], first_token="end-of-text")],
-    ],
-)
-def test_scores_made_in_different_ways_are_not_pooled(scores):
-    with pytest.raises(ArgumentError, match="can be pooled if"):
-        pooled(scores)
+@given(LOGPROBS)
+def test_several_texts_together_are_as_if_they_were_one(parts):
+    found = total([result(part, size=3 * len(part)).summary for part in parts])
+    logprobs = [logprob for part in parts for logprob in part]
+    expected = result(logprobs, size=3 * len(logprobs)).summary
+    assert (found.count, found.bytes) == (expected.count, expected.bytes)
+    # Sums of at most 40 numbers up to 30, each rounded by 2**-53 of at most 1200.
+    assert found.nll == pytest.approx(expected.nll, abs=40 * 1200 * 2**-53)
+    # The error of a standard error near 0 is the root of the rounding of its square; 1e-6 is far
+    # below the smallest effect of a wrong formula, such as n for n - 1: 1 part in 80.
+    if expected.count > 1:
+        assert found.standard_error == pytest.approx(expected.standard_error, rel=1e-9, abs=1e-6)
+    else:
+        assert math.isnan(found.standard_error)
+
+
+def test_a_text_without_a_size_leaves_all_without():
+    known, unknown = result([-1.0], size=1).summary, result([-1.0]).summary
+    assert total([known, known]).bytes == 2
+    assert total([known, unknown]).bytes is None
+    assert total([known, unknown]).bits_per_byte is None
+    # Of nothing at all there is nothing, and that is known.
+    empty = total([])
+    assert (empty.count, empty.bytes, empty.nll) == (0, 0, 0.0)
+    assert np.isnan([empty.perplexity, empty.standard_error, empty.bits_per_byte]).all()
 
 
 # From a play that the bundled model was not trained on (The Two Gentlemen of Verona, III.1).

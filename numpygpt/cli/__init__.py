@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import CheckpointWarning, NumpyGPTError
-from .terminal import tell
+from .terminal import INTERRUPTED, tell
 
 __all__ = ["main"]
 
@@ -30,11 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if all went well, 1 if a proof failed, 2 if the input was unusable, 130 after Ctrl-C.
+        0 if all went well, 1 if a proof failed or a replay differed, 2 if the input was unusable,
+        130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(
         prog="numpygpt",
         description="GPT-2 in NumPy: generate text, score it, look at checkpoints, convert them.",
+        epilog="exit codes: 0 if all went well, 1 if a proof failed or a replay differed, 2 if the "
+        f"input was unusable, {INTERRUPTED} after Ctrl-C",
     )
     parser.add_argument("--version", action="version", version=f"numpygpt {__version__}")
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -65,8 +68,9 @@ def _run(args: argparse.Namespace) -> int:
         tell("error", f"out of memory: {error}")
         return 2
     except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
+        if sys.stderr is not None:
+            print(file=sys.stderr)  # after the terminal's own ^C
+        return INTERRUPTED
     except OSError as error:
         # What is read has its own errors, so this is the output. Python would complain once more
         # when it flushes at its end.

@@ -1,4 +1,4 @@
-"""What ``numpygpt perplexity --against`` says about two models."""
+"""What ``numpygpt perplexity --against`` says about two models; :mod:`.summaries` is for one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ..divergence import Divergence
 
-__all__ = ["print_divergences", "statistics", "together"]
+__all__ = ["print_table", "statistics", "together"]
 
 # Fractions of the tokens, from the largest divergence to the smallest.
 QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.0)
@@ -43,7 +43,7 @@ def statistics(d: Divergence) -> dict[str, Any]:
     }
 
 
-def print_divergences(names: Sequence[str], divergences: Sequence[Divergence]) -> None:
+def print_table(names: Sequence[str], divergences: Sequence[Divergence]) -> None:
     """A line for each text, and all statistics of all together."""
     print(
         f"{'tokens':>10} {'perplexity':>11} {'reference':>11} {'ratio':>9} {'mean KL':>10} "

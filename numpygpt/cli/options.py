@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from ..api import Model
 from ..errors import ArgumentError
-from ..feed import CHUNK
 from ..loading import load
 from ..records import describe
 
@@ -18,10 +17,8 @@ __all__ = [
     "ModelChoice",
     "add_config",
     "add_model",
-    "add_windows",
     "config_of",
     "whole",
-    "windows_of",
 ]
 
 DEFAULT_MODEL = "shakespeare"
@@ -114,60 +111,3 @@ def config_of(settings: Sequence[str]) -> dict[str, Any]:
         except (ValueError, RecursionError):
             fields[name] = value  # a word
     return fields
-
-
-# -- windows -----------------------------------------------------------------------------------
-
-
-def add_windows(parser: argparse.ArgumentParser) -> None:
-    """Declare how a text is cut into windows that a model can read."""
-    parser.add_argument(
-        "--window",
-        type=whole(2),
-        metavar="W",
-        help="tokens in a window, the scored ones included: 2 to n_ctx + 1 (default: n_ctx, or 2 "
-        "if that is 1)",
-    )
-    parser.add_argument(
-        "--stride",
-        type=whole(1),
-        metavar="S",
-        help="how far each window stands from the one before: 1 to W - 1 (default: half of W). "
-        "A window scores the tokens that none before it scored, so every token has at least W - S "
-        "tokens of context where there are so many; a smaller S takes longer",
-    )
-    parser.add_argument(
-        "--first-token",
-        choices=("skip", "end-of-text"),
-        metavar="{skip,end-of-text}",
-        help="the first token of a text has no context: it is read but not scored, or the text is "
-        "read after an end-of-text token (default: skip)",
-    )
-    parser.add_argument(
-        "--chunk",
-        type=whole(1),
-        metavar="N",
-        help="most tokens in one forward pass, 1 or more; changes nothing but rounding and speed "
-        f"(default: {CHUNK})",
-    )
-
-
-def windows_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of ``Model.score`` that the options of :func:`add_windows` are.
-
-    Raises
-    ------
-    ArgumentError
-        If the stride is not smaller than the window.
-    """
-    if args.window is not None and args.stride is not None and args.stride >= args.window:
-        raise ArgumentError(
-            f"--stride must be an integer from 1 to {args.window - 1} with --window {args.window}, "
-            f"not {args.stride}: every window but the first needs context"
-        )
-    return {
-        "window": args.window,
-        "stride": args.stride,
-        "first_token": args.first_token or "skip",
-        "chunk": args.chunk or CHUNK,
-    }

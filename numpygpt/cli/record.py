@@ -13,7 +13,7 @@ from ..params import shown
 from ..records import Difference
 from .terminal import one_line
 
-__all__ = ["add_record", "finish", "recorded"]
+__all__ = ["add_record", "finish", "recorded", "unfit"]
 
 # What may be given beside --replay; everything else is in the record.
 BESIDE = ("model", "json", "replay")
@@ -65,6 +65,11 @@ def recorded(args: argparse.Namespace) -> dict[str, Any] | None:
                 "(only --model and --json can be given beside it)"
             )
     return records.read(args.replay, args.verb)
+
+
+def unfit(args: argparse.Namespace) -> ArgumentError:
+    """What is wrong with a record whose options its verb cannot use."""
+    return ArgumentError(f"{args.replay}: its options are not those of numpygpt {args.verb}")
 
 
 def finish(args: argparse.Namespace, made: Mapping[str, Any], old: Mapping[str, Any] | None) -> int:
@@ -152,5 +157,6 @@ def _spelled(args: argparse.Namespace, name: str) -> str:
     """An option as the user writes it."""
     for action in args.declared._actions:
         if action.dest == name:
-            return str(action.option_strings[0] if action.option_strings else action.metavar)
+            positional = action.metavar or action.dest
+            return str(action.option_strings[0] if action.option_strings else positional)
     return name

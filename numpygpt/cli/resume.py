@@ -58,6 +58,11 @@ class Journal:
         Made if it does not exist. A last line that was cut off, by a crash or a full disk, is
         ignored and goes when the next line is written.
 
+    Attributes
+    ----------
+    taken : int
+        How many results have been found in it.
+
     Raises
     ------
     OutputError
@@ -69,6 +74,7 @@ class Journal:
     def __init__(self, path: str):
         self.path = pathlib.Path(path)
         self.results: dict[str, dict[str, Any]] = {}
+        self.taken = 0
         try:
             if self.path.exists() and not self.path.is_file():
                 raise OutputError(f"{path}: not a regular file")
@@ -86,7 +92,9 @@ class Journal:
 
     def find(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
         """The result with this key, or None."""
-        return self.results.get(_text(key))
+        known = self.results.get(_text(key))
+        self.taken += known is not None
+        return known
 
     def append(self, key: Mapping[str, Any], name: str, result: Mapping[str, Any]) -> None:
         """Write a result; when this returns, it is on the disk.

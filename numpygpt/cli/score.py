@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from ..api import Model
-from ..errors import ArgumentError, NumpyGPTError
-from ..records import plain, record
+from ..errors import ArgumentError, Interrupted, NumpyGPTError
+from ..records import record
 from ..scoring import Score
 from ..tokenizer import Tokenizer
 from .colours import coloured, legend
-from .options import ModelChoice, add_model, add_windows, windows_of
-from .record import add_record, finish, recorded
-from .terminal import on_colour_terminal, one_line, tell
-from .texts import Source, argument, encode, named, open_input
+from .json_lines import exact, print_answers, read_lines
+from .measuring import (
+    add_texts,
+    add_windows,
+    in_turn,
+    progress,
+    settled,
+    status_of,
+    texts_and_windows,
+    windows_of,
+)
+from .options import ModelChoice, add_model
+from .record import add_record, finish, recorded, unfit
+from .terminal import on_colour_terminal
+from .texts import Source, argument, encode, named
 
 __all__ = ["add", "run"]
 
@@ -38,11 +49,6 @@ Each line comes out as a JSON object with all its keys and one more: "score", or
 line cannot be scored; the exit code is then 2. Blank lines are left out.
 """
 
-# Bytes of a line with --jsonl.
-LONGEST_LINE = 2**24
-
-EXPECTED = 'expected a JSON string, {"text": ...} or {"context": ..., "continuation": ...}'
-
 # What each column of the table holds, and how wide it is; the token itself stands last.
 COLUMNS = {"id": 7, "log-prob.": 11, "probability": 12, "rank": 7, "entropy": 9}
 
@@ -59,13 +65,7 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "files",
-        nargs="*",
-        metavar="FILE",
-        help="a text in UTF-8, at most 256 MiB; - is standard input, which is also read if it is "
-        "piped and no FILE is given",
-    )
+    add_texts(parser)
     add_model(parser)
     parser.add_argument(
         "--context",
@@ -96,63 +96,55 @@ def run(args: argparse.Namespace) -> int:
         return _run_lines(args)
     old = recorded(args)
     args.json = args.json or args.output == "json"
-    if old is None:
-        options = windows_of(args)
-        context = None if args.context is None else argument("--context", args.context)
-        sources = [Source.look(name) for name in named(args.files)]
-    else:
-        sources, options, context = _from_record(old, args.replay)
+    context = _context(args, old)
+    sources, options = texts_and_windows(args, old)
     choice = ModelChoice.of(args, old)
     model = choice.load()
-    show = _shower(args, model.tokenizer) if old is None and not args.json else None
-    scores = []
-    for source in sources:
-        score = _score(model, source, context, options)
-        if show is not None:
-            heading = f"==> {one_line(source.name)} <==\n" if len(sources) > 1 else ""
-            print(heading, end="")
-            show(score)
-            print(_summary(score, context), end="\n\n" if heading else "\n")
-        else:
-            scores.append(score)
-    if show is not None:
-        return 0
-    settled = {"window": scores[0].window, "stride": scores[0].stride}
+    ways = settled(options, model.config.n_ctx)
+    scores = in_turn(sources, lambda source: _score(model, source, context, ways, args.json))
+    if old is None and not args.json:
+        finished = _print_texts(scores, context, _shower(args, model.tokenizer), len(sources) > 1)
+        return status_of(finished, sources)
+    described = choice.describe(model)  # before the work, since Ctrl-C would end it, too
+    done = [(as_json(score, model.tokenizer), is_whole) for _, score, is_whole in scores]
+    finished = sum(is_whole for _, is_whole in done)
+    results = {"texts": [result for result, _ in done], "finished": finished}
     texts = [source.describe() for source in sources]
-    made = record(
-        "score",
-        choice.describe(model),
-        {"texts": texts, "context": context, **options, **settled},
-        {"texts": [as_json(score, model.tokenizer) for score in scores]},
-    )
-    return finish(args, made, old)
+    settings = {"texts": texts, "context": context, **ways}
+    status = finish(args, record("score", described, settings, results), old)
+    return status_of(finished, sources, status)
 
 
-def _from_record(
-    old: Mapping[str, Any], path: str
-) -> tuple[list[Source], dict[str, Any], str | None]:
-    """Texts, settings and context of a record; the settings' values are checked where they go."""
+def _context(args: argparse.Namespace, old: Mapping[str, Any] | None) -> str | None:
+    """The context, from the command line or from the record that is replayed."""
+    if old is None:
+        return None if args.context is None else argument("--context", args.context)
     match old["options"]:
-        case {
-            "texts": [_, *_] as texts,
-            "context": None | str() as context,
-            "window": int() as window,
-            "stride": int() as stride,
-            "first_token": str() as first_token,
-            "chunk": int() as chunk,
-        }:
-            sources = [Source.from_record(text, path) for text in texts]
-            ways = {"window": window, "stride": stride, "first_token": first_token, "chunk": chunk}
-            return sources, ways, context
-    raise ArgumentError(f"{path}: its options are not those of numpygpt score")
+        case {"context": None | str() as context}:
+            return context
+    raise unfit(args)
 
 
-def _score(model: Model, source: Source, context: str | None, options: Mapping[str, Any]) -> Score:
-    """The score of one text."""
+def _score(
+    model: Model, source: Source, context: str | None, ways: Mapping[str, Any], silent: bool
+) -> Score:
+    """The score of one text; after Ctrl-C, of as much as was scored."""
     ids = encode(model.tokenizer, source.read())
-    if context is None:
-        return model.score(ids, **options)
-    return model.score(context, ids, **options)
+    parts = [ids] if context is None else [context, ids]
+    skipped = context is None and ways["first_token"] == "skip"
+    try:
+        with progress(source, len(ids) - skipped, silent) as bar:
+            return model.score(*parts, **ways, on_tokens=bar.update)
+    except Interrupted as stopped:
+        raise Interrupted(_begun(stopped.results)) from None
+
+
+def _begun(score: Score) -> Score:
+    """A score without the tokens after the last that is scored."""
+    known = np.flatnonzero(~np.isnan(score.logprobs))
+    end = known[-1] + 1 if known.size else 0
+    names = ("ids", "logprobs", "ranks", "entropies")
+    return dataclasses.replace(score, **{name: getattr(score, name)[:end] for name in names})
 
 
 def as_json(score: Score, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -178,7 +170,24 @@ def as_json(score: Score, tokenizer: Tokenizer) -> dict[str, Any]:
 # -- for people --------------------------------------------------------------------------------
 
 
-def _shower(args: argparse.Namespace, tokenizer: Tokenizer) -> Any:
+def _print_texts(
+    scores: Iterator[tuple[str, Score, bool]],
+    context: str | None,
+    show: Callable[[Score], None],
+    several: bool,
+) -> int:
+    """Print each text as soon as it is scored; return how many are finished."""
+    finished = 0
+    for name, score, is_whole in scores:
+        heading = f"==> {name} <==\n" if several or not is_whole else ""
+        print(heading, end="")
+        show(score)
+        print(_summary(score, context), end="\n\n" if heading else "\n")
+        finished += is_whole
+    return finished
+
+
+def _shower(args: argparse.Namespace, tokenizer: Tokenizer) -> Callable[[Score], None]:
     """What prints the tokens of a score."""
     output = args.output or ("colors" if on_colour_terminal() else "table")
     if output == "colors":
@@ -239,81 +248,34 @@ def _run_lines(args: argparse.Namespace) -> int:
     options = windows_of(args)
     names = named(args.files)
     model = ModelChoice.of(args).load()
-    model.tokenizer  # noqa: B018  # without one, every line would be refused
+    # Without a tokenizer, or with a window that does not fit, every line would be refused.
+    model.tokenizer  # noqa: B018
+    ways = settled(options, model.config.n_ctx)
     wrong = 0
     for name in names:
-        for number, line in enumerate(_lines(name), 1):
-            if not line.strip():
-                continue
-            text, problem = _answer(model, line, options)
-            print(text, flush=True)
-            if problem:
-                tell("error", f"{name}: line {number}: {problem}")
-                wrong += 1
+        for line in read_lines(name, bare="text", reserved={"score"}):
+            wrong += not print_answers(line, line.problem or _answers(model, line.asked, ways))
     return 2 if wrong else 0
 
 
-def _lines(name: str) -> Iterator[bytes]:
-    """The lines of a file, or of standard input while somebody writes them."""
-    with open_input(name) as file:
-        try:
-            while line := file.readline(LONGEST_LINE + 1):
-                if len(line) > LONGEST_LINE:
-                    raise ArgumentError(f"{name}: a line of more than {LONGEST_LINE:,} bytes")
-                yield line
-        except OSError as error:
-            raise ArgumentError(f"{name}: {error.strerror}") from None
-
-
-def _answer(model: Model, line: bytes, options: Mapping[str, Any]) -> tuple[str, str]:
-    """The line that answers a line, and what is wrong with it, if anything is."""
-    asked: dict[str, Any] = {}
+def _answers(
+    model: Model, asked: Mapping[str, Any], ways: Mapping[str, Any]
+) -> list[dict[str, Any]] | str:
+    """The answer to a line, or why there is none."""
     try:
-        asked = _parsed(line)
-        score = model.score(*_asked(asked), **options)
-        return json.dumps(asked | {"score": plain(as_json(score, model.tokenizer))}), ""
-    except RecursionError:
-        asked, problem = {}, "nested too deeply"
+        score = model.score(*_texts(asked), **ways)
     except NumpyGPTError as error:
-        problem = str(error)
-    return json.dumps(asked | {"error": problem}), problem
+        return str(error)
+    return [{"score": as_json(score, model.tokenizer)}]
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
-    """The object that a line is, or its string as one."""
-    try:
-        value = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
-    except ValueError as error:  # not UTF-8, not JSON
-        raise ArgumentError(f"expected JSON, but {error}") from None
-    match value:
-        case str():
-            return {"text": value}
-        case dict() if not value.keys() & {"score", "error"}:
-            return value
-        case dict():
-            raise ArgumentError("the keys score and error are for the answer")
-    raise ArgumentError(f"{EXPECTED}, not {type(value).__name__}")
-
-
-def _asked(asked: Mapping[str, Any]) -> list[str]:
+def _texts(asked: Mapping[str, Any]) -> list[str]:
     """The arguments of ``Model.score``: a text, or a context and its continuation."""
-    texts = [asked.get(name) for name in ("text", "context", "continuation")]
-    match texts:
+    match [asked.get(name) for name in ("text", "context", "continuation")]:
         case [str(text), None, None]:
-            return [_exact(text)]
+            return [exact(text)]
         case [None, str(context), str(continuation)]:
-            return [_exact(context), _exact(continuation)]
-    raise ArgumentError(EXPECTED)
-
-
-def _exact(text: str) -> str:
-    """A text that has UTF-8: JSON can spell half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ArgumentError("the text has half of a surrogate pair") from None
-    return text
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+            return [exact(context), exact(continuation)]
+    raise ArgumentError(
+        'expected a JSON string, {"text": ...} or {"context": ..., "continuation": ...}'
+    )

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["on_colour_terminal", "one_line", "spelled", "tell"]
+__all__ = ["INTERRUPTED", "on_colour_terminal", "one_line", "spelled", "tell"]
+
+# The exit code after Ctrl-C, by the custom of shells: 128 and the number of the signal.
+INTERRUPTED = 130
 
 
 def spelled(text: str) -> str:

@@ -7,12 +7,13 @@ comes; only standard input and pipes, which can be read once, are held.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -142,26 +143,30 @@ def argument(name: str, value: str) -> str:
     return _decoded(name, os.fsencode(value))
 
 
-def open_input(name: str) -> BinaryIO:
-    """A text to read from its beginning.
+@contextlib.contextmanager
+def open_input(name: str) -> Iterator[BinaryIO]:
+    """A text to read from its beginning. Standard input stays open.
 
     Raises
     ------
     ArgumentError
         If it cannot be opened.
     """
+    if name == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise ArgumentError("there is no standard input to read")
+        yield sys.stdin.buffer
+        return
     try:
-        if name == STANDARD_INPUT:
-            if sys.stdin is None:
-                raise ArgumentError("there is no standard input to read")
-            return sys.stdin.buffer
         if pathlib.Path(name).is_dir():
             raise ArgumentError(f"{name}: a directory; name the files in it")
-        return open(name, "rb")
+        file = open(name, "rb")  # noqa: SIM115  # closed below
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         if isinstance(error, ArgumentError):
             raise
         raise ArgumentError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+    with file:
+        yield file
 
 
 def encode(tokenizer: Tokenizer, text: str) -> Array:
@@ -182,14 +187,11 @@ def encode(tokenizer: Tokenizer, text: str) -> Array:
 
 def _read(name: str) -> bytes:
     """The bytes of a text, at most :data:`LARGEST`."""
-    file = open_input(name)
-    try:
-        data = file.read(LARGEST + 1)
-    except OSError as error:
-        raise ArgumentError(f"{_shown(name)}: {error.strerror}") from None
-    finally:
-        if name != STANDARD_INPUT:
-            file.close()
+    with open_input(name) as file:
+        try:
+            data = file.read(LARGEST + 1)
+        except OSError as error:
+            raise ArgumentError(f"{_shown(name)}: {error.strerror}") from None
     if len(data) > LARGEST:
         raise ArgumentError(
             f"{_shown(name)}: over {LARGEST // 2**20} MiB, the most for one text; split it"
