@@ -510,16 +510,10 @@ class Model:
         ids, start, _ = self._text(text, None, first_token)
         models = [(model.params, model.config) for model in (self, other)]
         chunk = Settings(chunk=chunk).chunk
-        try:
-            result = divergence(
-                ids, start, *models,
-                window=window, stride=stride, chunk=chunk, on_tokens=on_tokens,
-            )  # fmt: skip
-        except Interrupted as interrupted:
-            raise Interrupted(
-                dataclasses.replace(interrupted.results, first_token=first_token)
-            ) from None
-        return dataclasses.replace(result, first_token=first_token)
+        return divergence(
+            ids, start, *models, window=window, stride=stride, first_token=first_token,
+            chunk=chunk, on_tokens=on_tokens,
+        )  # fmt: skip
 
     def settings(self, **options: Any) -> Settings:
         """The settings that :meth:`generate` uses when these are given.

@@ -173,7 +173,7 @@ class Requests:
         self._read = ids
         total, greedy = 0.0, True
         for piece in self._feeder.pieces([ids[start:-1]], [self._cache]):
-            after = start + piece.start + 1  # the token that the piece's first row foretells
+            after = start + piece.start + 1  # the token that the piece's first row predicts
             rows = self._feeder.logits(piece.hidden[max(0, first - after) :])
             for logits, token in zip(rows, ids[max(first, after) :].tolist(), strict=False):
                 total += log_probability(logits, token)

@@ -203,9 +203,9 @@ def environment() -> dict[str, Any]:
 def weights_sha256(config: Config, params: Params) -> str:
     """SHA-256 over all learned arrays, the same whatever file they came from.
 
-    Hashed are, for each array in the order of :func:`numpygpt.params.shapes`: a line of its name,
-    shape and dtype, and its numbers in C order, little-endian. So a model that was read as
-    float64 has another hash than the same model as float32.
+    Hashed are, for each array in the order of :func:`numpygpt.params.shapes`: a line of its name
+    and shape, and its numbers as float32 in C order, little-endian. So the hash does not depend
+    on what the model computes in, nor on the file's format; it is not the hash of a file.
 
     Parameters
     ----------
@@ -226,12 +226,12 @@ def weights_sha256(config: Config, params: Params) -> str:
     """
     digest = hashlib.sha256()
     for name, array in _named(config, params):
-        digest.update(f"{name} {list(array.shape)} {array.dtype.name}\n".encode())
-        little = array.dtype.newbyteorder("<")
+        digest.update(f"{name} {list(array.shape)}\n".encode())
         # Rows at a time, so that no matrix that lies in Fortran order is copied whole.
         step = max(1, PIECE_BYTES // max(1, array[:1].nbytes))
         for start in range(0, len(array), step):
-            digest.update(np.ascontiguousarray(array[start : start + step], little).data)
+            with np.errstate(over="ignore"):  # of float64: infinite, then
+                digest.update(np.ascontiguousarray(array[start : start + step], "<f4").data)
     return digest.hexdigest()
 
 
@@ -331,12 +331,15 @@ class Comparison(NamedTuple):
         The first difference of ``results``; None if they are identical.
     places : int
         How many places of ``results`` differ.
+    largest : float or None
+        If only numbers with a fraction differ, such as log-probabilities, by how much at most.
     around : list of Difference
         All differences of ``model`` and ``environment``, which may be the reason.
     """
 
     result: Difference | None
     places: int
+    largest: float | None
     around: list[Difference]
 
 
@@ -352,15 +355,21 @@ def compare(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> Comparison
     -------
     Comparison
     """
-    found = differences(recorded["results"], again["results"], "results")
-    first = next(found, None)
-    places = 0 if first is None else 1 + sum(1 for _ in found)
+    first: Difference | None = None
+    places, largest, rounding = 0, 0.0, True
+    for difference in differences(recorded["results"], again["results"], "results"):
+        first, places = first or difference, places + 1
+        _, before, after = difference
+        if isinstance(before, float) and isinstance(after, float):
+            largest = max(largest, abs(before - after))
+        else:
+            rounding = False
     around = [
         difference
         for name in ("model", "environment")
         for difference in differences(recorded[name], again[name], name)
     ]
-    return Comparison(first, places, around)
+    return Comparison(first, places, largest if first and rounding else None, around)
 
 
 def differences(recorded: Any, found: Any, path: str) -> Iterator[Difference]:

@@ -43,7 +43,7 @@ from test_cli import (  # noqa: F401  # fixtures
 )
 
 import numpygpt
-from numpygpt.cli import generate
+from numpygpt.cli import generate, json_lines
 from numpygpt.decoding import Beams, Generation, Settings
 from numpygpt.feed import Feeder
 from numpygpt.records import plain
@@ -605,9 +605,8 @@ class Endless(io.RawIOBase):
     ("name", "argv", "message"),
     [
         ("numpygpt.cli.request.LARGEST", [], "a prompt may have at most 1 MiB"),
-        ("numpygpt.cli.generate.LONGEST_LINE", ["--jsonl"], "line 1 .* more than 1,048,576 bytes"),
     ],
-    ids=["prompt", "line"],
+    ids=["prompt"],
 )
 def test_what_has_no_end_is_refused(cli, model, monkeypatch, name, argv, message):
     monkeypatch.setattr(name, 2**20)
@@ -637,7 +636,7 @@ def no_constant(name: str) -> None:
     raise AssertionError(f"{name} is no JSON")
 
 
-ANSWER = {field.name for field in dataclasses.fields(Generation)}
+ANSWER = {field.name for field in dataclasses.fields(Generation)} | {"sample", "seed"}
 
 
 def test_lines_are_texts_ids_or_objects_and_their_keys_come_back(cli, model, monkeypatch):
@@ -679,7 +678,8 @@ BAD_LINES: dict[bytes, str] = {
     b'"\xff"': "expected JSON, but .*utf-8",
     b"null": "expected a text, a list of token ids, or an object",
     b"3": "expected a text, a list of token ids, or an object",
-    b'{"text": "a", "id": 1}': "expected a text, a list of token ids, or an object",
+    b'{"text": "a", "id": 1}': "these keys are for the answer: text",
+    b'{"words": "a", "id": 1}': "expected a text, a list of token ids, or an object",
     b'{"prompt": 3, "id": 1}': "expected a text, a list of token ids, or an object",
     b'{"prompt": null, "id": 1}': "expected a text, a list of token ids, or an object",
     b'{"prompt": "a", "text": "b", "ids": 1}': "these keys are for the answer: ids, text",
@@ -814,12 +814,12 @@ def test_top_logprobs_come_with_lines(cli, model, monkeypatch):
 
 
 def test_a_line_without_end_is_refused_once_those_before_it_are_answered(cli, model, monkeypatch):
-    monkeypatch.setattr(generate, "LONGEST_LINE", 10)
+    monkeypatch.setattr(json_lines, "LONGEST", 10)
     lines = [b'"the"', b'"12345678"', b'"123456789"', b'"the"']
     result, answers = run_lines(cli, monkeypatch, model, lines)
-    assert [answer["prompt"] for answer in answers] == ["the"]
+    assert [answer.get("prompt") for answer in answers] == ["the", None]
     assert result.code == 2
-    assert "line 2 of standard input has more than 10 bytes" in result.err
+    assert "line 2 of standard input: more than 10 bytes" in result.err
     assert result.err.count("\n") == 1
 
 
@@ -833,12 +833,15 @@ def test_what_lines_have_no_use_for_is_refused(cli, model, argv):
     check_error(cli("generate", "--jsonl", "--model", model, *argv), f"leave out {name}$")
 
 
-@pytest.mark.parametrize("how", ["empty", "blank", "closed"])
+def test_a_closed_input_is_an_error(cli, model, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    few = ["--max-new-tokens", "2"]
+    check_error(cli("generate", "--jsonl", "--model", model, *few), "no standard input")
+
+
+@pytest.mark.parametrize("how", ["empty", "blank"])
 def test_no_lines_give_no_answers(cli, model, monkeypatch, how):
-    if how == "closed":
-        monkeypatch.setattr(sys, "stdin", None)
-    else:
-        pipe(monkeypatch, b"" if how == "empty" else b"\n \r\n\t\n")
+    pipe(monkeypatch, b"" if how == "empty" else b"\n \r\n\t\n")
     result = cli("generate", "--jsonl", "--model", model, "--max-new-tokens", "2")
     assert (result.code, result.out, result.err) == (0, "", "")
 
@@ -1143,7 +1146,9 @@ def test_every_number_in_the_results_counts(cli, record):
         assert (result.code, result.err) == (1, "")
         place = "results" + "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in path)
         assert result.out.startswith(f"different: {place} was ")
-        assert result.out.count("\n") == 2
+        number = isinstance(old, float)
+        assert result.out.count("\n") == 2 + number
+        assert ("no id, rank or text differs; numbers do, by at most" in result.out) == number
 
 
 # Numbers are small, since a record that asks for a million tokens gets them.

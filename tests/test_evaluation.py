@@ -83,7 +83,7 @@ def test_a_shared_context_is_read_once(monkeypatch):
 
     monkeypatch.setattr(harness._feeder, "pieces", counted)
     scored(harness, [([0] * 6, [1, 2]), ([0] * 6, [2, 1]), ([0] * 6, [3]), ([1] * 6, [3])])
-    # All but the last token are read: 7; then from the one that foretells the continuation.
+    # All but the last token are read: 7; then from the one that predicts the continuation.
     assert read == [7, 2, 1, 6]
 
 

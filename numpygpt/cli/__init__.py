@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import CheckpointWarning, NumpyGPTError
+from .options import restore_dashes
 from .terminal import INTERRUPTED, tell
 
 __all__ = ["main"]
@@ -41,9 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"numpygpt {__version__}")
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb in VERBS:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # Importing a verb takes time, so only the one that is asked for is, if one is.
+    for verb in VERBS if not argv or argv[0] not in VERBS else argv[:1]:
         module = importlib.import_module(f".{verb}", __name__)
-        module.add(subparsers).set_defaults(run=module.run)
+        declared = module.add(subparsers)
+        declared.set_defaults(run=module.run, declared=declared)
     args = parser.parse_args(argv)
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows "?"
         if hasattr(stream, "reconfigure"):
@@ -57,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     """The exit code of a verb, once every error has been told."""
     try:
+        restore_dashes(args)
         status: int = args.run(args)
         if sys.stdout is not None:  # closed by the caller
             sys.stdout.flush()

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import sys
-from collections.abc import Iterator, Sequence
-from itertools import chain
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Sequence
+from itertools import chain, islice
+from typing import Any
 
 from .. import records
 from ..api import Model
 from ..decoding import Generation
 from ..errors import ArgumentError, NumpyGPTError
+from .json_lines import Line, print_answers, read_lines
 from .options import ModelChoice, add_model, whole
 from .record import add_record, finish, recorded
-from .request import Request, add_settings, numbers, prompt_of, restore_dashes
-from .terminal import tell
+from .request import Request, add_settings, numbers, prompt_of
+from .terminal import INTERRUPTED, tell
+from .texts import STANDARD_INPUT
 
 __all__ = ["add", "run"]
 
@@ -38,21 +38,16 @@ with --jsonl, line by line:
   [15496, 995]                      ids of tokens
   {"id": 7, "prompt": "a prompt"}   either of them, with keys of your own
 Each result comes out as a JSON object with all keys of its line and those of a
-generation: prompt_ids, ids, text, finish_reason ...; or with "error" if the
-line cannot be continued; the exit code is then 2. Blank lines are left out.
+generation: prompt_ids, ids, text, finish_reason ..., sample (its number), seed;
+or with "error" if the line cannot be continued; the exit code is then 2. Blank
+lines are left out.
 """
-
-# The exit code after Ctrl-C, by the custom of shells.
-INTERRUPTED = 130
 
 # Prompts that --jsonl continues together.
 BATCH = 8
 
-# Bytes of a line with --jsonl.
-LONGEST_LINE = 2**24
-
 # Keys of an answer to a line with --jsonl. A line that had one, too, would lose its value.
-ANSWER = {field.name for field in dataclasses.fields(Generation)} | {"error"}
+ANSWER = {field.name for field in dataclasses.fields(Generation)} | {"sample", "seed"}
 
 
 def add(subparsers: Any) -> argparse.ArgumentParser:
@@ -107,7 +102,6 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Generate, and stream the text or print JSON."""
-    restore_dashes(args)
     if args.jsonl:
         return _run_lines(args)
     old = recorded(args)
@@ -187,24 +181,6 @@ def _tell_lookup(request: Request, results: Sequence[Generation]) -> None:
 # -- JSON lines --------------------------------------------------------------------------------
 
 
-class Line(NamedTuple):
-    """A line of standard input.
-
-    Attributes
-    ----------
-    number : int
-        From 1.
-    asked : dict
-        Its object; empty if it is none.
-    problem : str
-        Why it cannot be continued, or nothing.
-    """
-
-    number: int
-    asked: dict[str, Any]
-    problem: str = ""
-
-
 def _run_lines(args: argparse.Namespace) -> int:
     """Continue the prompts of standard input, some at a time; 2 if one could not be continued."""
     for name in ("prompt", "ids", "json", "replay"):
@@ -217,15 +193,36 @@ def _run_lines(args: argparse.Namespace) -> int:
     model = ModelChoice.of(args).load()
     request.require_possible(model)  # or else every line would be refused
     wrong = 0
-    for batch in _batches(args.batch or BATCH):
+    lines = read_lines(STANDARD_INPUT, bare="prompt", reserved=ANSWER)
+    while batch := [_checked(line) for line in islice(lines, args.batch or BATCH)]:
         prompts = [line.asked["prompt"] for line in batch if not line.problem]
         answers, interrupted = _answers(model, request._replace(prompts=prompts))
         remaining = iter(answers)
         for line in batch:
-            wrong += _answer(line, line.problem or next(remaining, []))
+            answer = line.problem or next(remaining, [])
+            seed = request.settings["seed"]
+            wrong += not print_answers(
+                line, answer if isinstance(answer, str) else _entries(answer, seed)
+            )
         if interrupted:
             return INTERRUPTED
     return 2 if wrong else 0
+
+
+def _checked(line: Line) -> Line:
+    """The line, with a problem if it has no prompt."""
+    if line.problem or isinstance(line.asked.get("prompt"), str | list):
+        return line
+    return line._replace(
+        problem='expected a text, a list of token ids, or an object with one of these as "prompt"'
+    )
+
+
+def _entries(results: Sequence[Generation], seed: int | None) -> list[dict[str, Any]]:
+    """What is printed for each result of a line."""
+    return [
+        {**vars(result), "sample": sample, "seed": seed} for sample, result in enumerate(results)
+    ]
 
 
 def _answers(model: Model, request: Request) -> tuple[list[list[Generation] | str], bool]:
@@ -246,83 +243,3 @@ def _answers(model: Model, request: Request) -> tuple[list[list[Generation] | st
         rest, interrupted = _answers(model, request._replace(prompts=request.prompts[half:]))
         answers += rest
     return answers, interrupted
-
-
-def _answer(line: Line, answer: list[Generation] | str) -> int:
-    """Print the results of a line, or what is wrong with it; how many mistakes that makes."""
-    if isinstance(answer, str):
-        print(json.dumps(line.asked | {"error": answer}), flush=True)
-        tell("error", f"line {line.number} of standard input: {answer}")
-        return 1
-    for result in answer:
-        print(json.dumps(line.asked | records.plain(vars(result))), flush=True)
-    return 0
-
-
-def _batches(size: int) -> Iterator[list[Line]]:
-    """The lines of standard input that are not blank, `size` at a time."""
-    batch: list[Line] = []
-    number = 0
-    while data := _read_line():
-        number += 1
-        if len(data) > LONGEST_LINE:
-            break
-        if data.strip():
-            batch.append(_line(number, data))
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-    if data:  # what was read before it is answered first
-        raise ArgumentError(
-            f"line {number} of standard input has more than {LONGEST_LINE:,} bytes; the lines "
-            "from there on were not read"
-        )
-
-
-def _read_line() -> bytes:
-    """The next line, or so much of it that it is seen to be too long; nothing at the end."""
-    try:
-        return sys.stdin.buffer.readline(LONGEST_LINE + 1) if sys.stdin else b""
-    except OSError as error:
-        raise ArgumentError(f"cannot read standard input: {error.strerror}") from None
-
-
-def _line(number: int, data: bytes) -> Line:
-    """A line and what it asks for, if it does so."""
-    try:
-        return Line(number, _asked(data))
-    except RecursionError:
-        return Line(number, {}, "nested too deeply")
-    except ArgumentError as error:
-        return Line(number, {}, str(error))
-
-
-def _asked(data: bytes) -> dict[str, Any]:
-    """The object that a line is, or its prompt as one.
-
-    Raises
-    ------
-    ArgumentError
-        If it is neither.
-    RecursionError
-        If lists or objects in it are nested too deeply.
-    """
-    try:
-        found = json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant)
-        json.dumps(found, allow_nan=False)  # Python reads 1e999 as infinity, which JSON has not
-    except ValueError as error:
-        raise ArgumentError(f"expected JSON, but {error}") from None
-    asked = found if isinstance(found, dict) else {"prompt": found}
-    if not isinstance(asked.get("prompt"), str | list):
-        raise ArgumentError(
-            'expected a text, a list of token ids, or an object with one of these as "prompt"'
-        )
-    if taken := sorted(asked.keys() & ANSWER):
-        raise ArgumentError(f"these keys are for the answer: {', '.join(taken)}; rename them")
-    return asked
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")

@@ -18,6 +18,7 @@ __all__ = [
     "add_config",
     "add_model",
     "config_of",
+    "restore_dashes",
     "whole",
 ]
 
@@ -111,3 +112,24 @@ def config_of(settings: Sequence[str]) -> dict[str, Any]:
         except (ValueError, RecursionError):
             fields[name] = value  # a word
     return fields
+
+
+# -- argparse ------------------------------------------------------------------------------------
+
+
+def restore_dashes(args: argparse.Namespace) -> None:
+    """Put back "--" where it was the value of an option: before 3.13, Python leaves [] there.
+
+    Raises
+    ------
+    ArgumentError
+        If the option is not one that may be given several times, such as ``--stop``: no other
+        has a use for "--".
+    """
+    for action in args.declared._actions:
+        value = getattr(args, action.dest, None)
+        if not isinstance(value, list) or not action.option_strings:
+            continue
+        if value == [] and action.default != []:
+            raise ArgumentError(f"{action.option_strings[0]} expects a value, not '--'")
+        setattr(args, action.dest, ["--" if item == [] else item for item in value])

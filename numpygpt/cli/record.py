@@ -44,7 +44,6 @@ def add_record(parser: argparse.ArgumentParser, shown_as: str = "the result") ->
         "exactly; of the other options only --model (weights that have moved) and --json can be "
         "given. The exit code is 1 if the results differ",
     )
-    parser.set_defaults(declared=parser)
 
 
 def recorded(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -99,6 +98,7 @@ def finish(args: argparse.Namespace, made: Mapping[str, Any], old: Mapping[str, 
         told = {
             "identical": comparison.result is None,
             "places": comparison.places,
+            "largest": comparison.largest,
             "first": _as_json(comparison.result) if comparison.result else None,
             "around": [_as_json(difference) for difference in comparison.around],
             "record": made,
@@ -116,6 +116,8 @@ def _print(comparison: records.Comparison) -> None:
     else:
         rest = comparison.places - 1
         print(f"different: {_line(first)}" + (f"; and {rest} more places" if rest else ""))
+        if comparison.largest is not None:
+            print(f"no id, rank or text differs; numbers do, by at most {comparison.largest:.2g}")
     print("around it, this differs:" if around else "model and environment are the same")
     for difference in around[:TOLD]:
         print(f"  {_line(difference)}")

@@ -20,7 +20,7 @@ from ..decoding.settings import MOST_SAMPLES
 from ..errors import ArgumentError, Interrupted
 from .texts import LARGEST
 
-__all__ = ["Request", "add_settings", "numbers", "prompt_of", "restore_dashes"]
+__all__ = ["Request", "add_settings", "numbers", "prompt_of"]
 
 SETTINGS = [field.name for field in dataclasses.fields(Settings)]
 
@@ -388,22 +388,6 @@ def _add_running(group: Any) -> None:
 
 
 # -- reading -----------------------------------------------------------------------------------
-
-
-def restore_dashes(args: argparse.Namespace) -> None:
-    """Put back "--" where it was the value of an option: before 3.13, Python leaves [] there.
-
-    Raises
-    ------
-    ArgumentError
-        If the option is not one that may be given several times, such as ``--stop``: no other
-        has a use for "--".
-    """
-    for name, value in vars(args).items():
-        if value == [] and args.declared.get_default(name) != []:
-            raise ArgumentError(f"--{name.replace('_', '-')} expects a value, not '--'")
-        if isinstance(value, list):
-            setattr(args, name, ["--" if item == [] else item for item in value])
 
 
 def prompt_of(argument: str | None) -> str:

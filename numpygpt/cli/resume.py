@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -29,7 +30,7 @@ LARGEST = 2**28
 def key_of(
     sha256: str, ids: Array, model: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a result depends on. Results with equal keys are the same.
+    """What a result depends on. Results with equal keys are the same, up to rounding.
 
     Parameters
     ----------
@@ -107,17 +108,22 @@ class Journal:
         line = {"numpygpt_perplexity": VERSION, "text": name, "key": key, "result": plain(result)}
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
         try:
-            with self.path.open("r+b") as file:
-                # A line that was cut off goes, unless somebody else has written meanwhile.
-                if file.seek(0, os.SEEK_END) == self._read_bytes:
-                    file.truncate(self._whole_bytes)
-                    file.seek(0, os.SEEK_END)
-                file.write(data)
-                file.flush()
+            self._cut()
+            # Opened for appending and written at once, so that lines of other processes that use
+            # the file at the same time stay whole.
+            with self.path.open("ab", buffering=0) as file:
+                if file.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(file.fileno())
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from None
         self.results[_text(key)] = dict(result)
+
+    def _cut(self) -> None:
+        """Remove a last line that was cut off, unless somebody else has written meanwhile."""
+        if self._whole_bytes < self._read_bytes == self.path.stat().st_size:
+            os.truncate(self.path, self._whole_bytes)
+        self._read_bytes = self._whole_bytes
 
     def _read(self, data: bytes) -> int:
         """Take in all whole lines; return how many bytes they are."""
