@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -1006,6 +1007,24 @@ def test_two_runs_that_write_at_once_keep_whole_lines(tmp_path):
     again = resume.Journal(str(path))
     assert [again.find({"key": i})["nll"] for i in range(4)] == [3.0] * 4
     assert again.find({"key": 4}) is None
+
+
+def test_two_that_write_to_one_journal_lose_nothing(tmp_path):
+    """Threads stand for processes: each has a journal of its own on the same file."""
+    path = tmp_path / "done.jsonl"
+    result = {"count": 1, "bytes": 2, "nll": 3.0, "standard_error": 0.5}
+
+    def write(writer: int) -> None:
+        journal = resume.Journal(str(path))
+        for i in range(100):
+            journal.append({"key": [writer, i]}, "a name " * writer, result)
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(resume.Journal(str(path)).results) == 400
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such SIGINT")
