@@ -62,7 +62,20 @@ def test_console_examples(block: str, tmp_path: pathlib.Path):
             stderr=subprocess.STDOUT,
             encoding="utf-8",
         )
-        assert done.stdout.rstrip() == expected.rstrip()
+        assert_alike(done.stdout.rstrip(), expected.rstrip())
+
+
+def assert_alike(printed: str, expected: str) -> None:
+    """The same text; numbers with a fraction may differ in their last digit.
+
+    float32 log-probabilities differ by up to 1e-5 between the kernels of a BLAS, and so one of
+    the fifty here, which have four digits, is rounded the other way on some machine.
+    """
+    number = r"\d+\.\d+"
+    assert re.sub(number, "#", printed) == re.sub(number, "#", expected)
+    for one, other in zip(re.findall(number, printed), re.findall(number, expected), strict=True):
+        digit = 10.0 ** -len(other.partition(".")[2])
+        assert abs(float(one) - float(other)) < 1.5 * digit
 
 
 def test_console_examples_exist():
