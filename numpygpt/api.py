@@ -691,7 +691,7 @@ class Stream:
                 if self._piece:
                     return self._take()
         except KeyboardInterrupt:
-            self._steps = iter(())  # nothing comes after it
+            self._steps, self._piece = iter(()), ""  # nothing comes after it
             self._model._interrupt(self.result)
             raise Interrupted(self.result) from None
         if self._piece:
