@@ -359,3 +359,15 @@ def test_an_odd_context_keeps_its_smaller_half():
     assert default == model.generate([1] * 7, max_new_tokens=12, overflow="slide", keep=3)
     other = model.generate([1] * 7, max_new_tokens=12, overflow="slide", keep=4)
     assert default.logprobs != other.logprobs
+
+
+@pytest.mark.parametrize("stop", [(), "and so on"], ids=["held for a character", "for a stop"])
+def test_what_is_held_back_comes_out_when_a_stop_id_ends_the_text(stop):
+    model = numpygpt.load("shakespeare")
+    half = model.tokenizer.encode("\N{CLAPPING HANDS SIGN}")[0]
+    held, text = (half, "\ufffd") if not stop else (model.tokenizer.encode("and")[0], "and")
+    forced = {0: held, 1: model.tokenizer.end_of_text}
+    options = {"max_new_tokens": 3, "forced": forced, "stop": stop}
+    result = model.generate("a", **options)
+    assert (result.text, result.finish_reason) == (text, "stop")
+    assert "".join(model.stream("a", **options)) == text
