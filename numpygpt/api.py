@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, Unpack, overload
 
 import numpy as np
 
+from .arguments import whole
 from .cache import Cache, segments
 from .decoding import (
     Beams,
@@ -20,7 +21,6 @@ from .decoding import (
     beam_search,
     decode,
     fitted,
-    require_usable,
 )
 from .divergence import Divergence, divergence
 from .errors import ArgumentError, ContextError, Interrupted, TokenError, TokenizerError
@@ -125,7 +125,7 @@ class Model:
         ContextError
             If there are more than n_ctx.
         """
-        ids, chunk = self._ids(ids), Settings(chunk=chunk).chunk
+        ids, chunk = self._ids(ids), whole("chunk", chunk, 1)
         cache = Cache(self.config, len(ids), self.dtype)
         feeder = Feeder(self.params, self.config, len(ids), len(ids), chunk)
         if last:
@@ -366,8 +366,7 @@ class Model:
         """
         search = Beams(beams, n, length_penalty, early_stopping)
         checked = self.settings(**settings)
-        require_usable(checked)
-        ids = fitted(self._prompt(prompt), checked, self.config)
+        ids = self._prompt(prompt)
         try:
             return self._told(beam_search(ids, checked, search, self.params, self.config))
         except Interrupted as interrupted:
@@ -441,7 +440,7 @@ class Model:
         if continuation is not None and len(ids) - start < window:
             cut = max(0, len(ids) - window)  # one window, with as much context as it holds
             ids, start, shown = ids[cut:], start - cut, shown - cut
-        chunk = Settings(chunk=chunk).chunk
+        chunk = whole("chunk", chunk, 1)
 
         def made(rows: Rows) -> Score:
             scored = ids[start:][~np.isnan(rows.logprobs)]
@@ -509,7 +508,7 @@ class Model:
             raise ArgumentError(f"other must be a Model, not {type(other).__name__}")
         ids, start, _ = self._text(text, None, first_token)
         models = [(model.params, model.config) for model in (self, other)]
-        chunk = Settings(chunk=chunk).chunk
+        chunk = whole("chunk", chunk, 1)
         return divergence(
             ids, start, *models, window=window, stride=stride, first_token=first_token,
             chunk=chunk, on_tokens=on_tokens,
