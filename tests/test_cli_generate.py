@@ -833,6 +833,42 @@ def test_what_lines_have_no_use_for_is_refused(cli, model, argv):
     check_error(cli("generate", "--jsonl", "--model", model, *argv), f"leave out {name}$")
 
 
+def test_every_result_of_a_line_has_what_makes_it_again(cli, model, monkeypatch):
+    argv = ["--temperature", "2", "--n", "2"]
+    _, answers = run_lines(cli, monkeypatch, model, [b'"the"', b'"then"'], *argv)
+    assert [answer["sample"] for answer in answers] == [0, 1, 0, 1]
+    (seed,) = {answer["seed"] for answer in answers}
+    again = run_lines(cli, monkeypatch, model, [b'"then"'], *argv, "--seed", str(seed))[1]
+    assert [answer["ids"] for answer in again] == [answer["ids"] for answer in answers[2:]]
+
+
+def test_ctrl_c_prints_what_was_held_back_for_a_stop_text(cli, model, monkeypatch):
+    real, passes = Feeder.last, []
+
+    def last(self: Feeder, *args: Any) -> Any:
+        passes.append(1)
+        if len(passes) > 2:
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    monkeypatch.setattr(Feeder, "last", last)
+    force = [f"--force={i}={THE}" for i in range(3)]
+    argv = ["--model", model, "--max-new-tokens", "3", "--stop", "thethethe and so on", *force]
+    result = cli("generate", "12 ", *argv)
+    assert (result.code, result.out) == (130, "12 thethe\n")
+
+
+def test_no_other_verb_is_imported():
+    code = (
+        "import sys; from numpygpt.cli import main\n"
+        "try: main(['generate', '--help'])\nexcept SystemExit: pass\n"
+        "sys.stderr.write(str([v for v in ('convert', 'perplexity') "
+        "if f'numpygpt.cli.{v}' in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr == "[]"
+
+
 def test_a_closed_input_is_an_error(cli, model, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     few = ["--max-new-tokens", "2"]

@@ -191,6 +191,12 @@ def test_all_places_are_counted():
     assert compare(made(), made(ids=[0, 0, 0], text="")).places == 4
 
 
+def test_the_largest_of_several_differences_is_told_if_only_numbers_differ():
+    before, after = made(logprobs=[-1.0, -2.0, -3.0]), made(logprobs=[-1.5, -2.0, -3.25])
+    assert compare(before, after).largest == 0.5
+    assert compare(before, made(logprobs=[-1.5, -2.0, -3.25], text="ac")).largest is None
+
+
 def test_what_differs_around_the_results_is_listed(monkeypatch):
     before = made()
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "17")
