@@ -16,6 +16,7 @@ from .divergence import Divergence
 from .loading import load
 from .params import Config, Params
 from .scoring import Score
+from .threads import get_threads, set_threads
 
 __all__ = [
     "Cache",
@@ -28,7 +29,9 @@ __all__ = [
     "Settings",
     "__version__",
     "errors",
+    "get_threads",
     "load",
+    "set_threads",
 ]
 
 __version__ = "0.1.0"

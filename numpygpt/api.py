@@ -80,8 +80,7 @@ class Model:
     @property
     def dtype(self) -> np.dtype[Any]:
         """What the model computes in."""
-        dtype: np.dtype[Any] = self.params.wpe.dtype
-        return dtype
+        return self.params.dtype
 
     @property
     def tokenizer(self) -> Tokenizer:

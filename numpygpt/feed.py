@@ -52,7 +52,7 @@ class Feeder:
         self, params: Params, config: Config, rows: int, capacity: int, chunk: int = CHUNK
     ):
         self.params, self.config, self.chunk = params, config, chunk
-        self.planner = Reused(config, max(1, min(rows, chunk)), capacity, params.wpe.dtype)
+        self.planner = Reused(config, max(1, min(rows, chunk)), capacity, params.dtype)
 
     def pieces(self, new: Sequence[Array], caches: Sequence[Cache]) -> Iterator[Piece]:
         """Read the new ids of each sequence; yield their hidden states in the order of `new`."""
@@ -93,7 +93,7 @@ class Feeder:
         """
         counts = [1] * len(new) if counts is None else counts
         starts = np.cumsum([0, *counts])
-        last = np.empty((starts[-1], self.config.n_embd), self.params.wpe.dtype)
+        last = np.empty((starts[-1], self.config.n_embd), self.params.dtype)
         for sequence, start, hidden in self.pieces(new, caches):
             first = len(new[sequence]) - counts[sequence]  # the first token that is asked for
             hidden = hidden[max(0, first - start) :]

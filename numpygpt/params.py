@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .errors import CheckpointError, ConfigError
 from .ops import ACTIVATIONS, Array
 
@@ -200,6 +202,12 @@ class Params(NamedTuple):
     h: tuple[Block, ...]
     ln_f: Norm
     head: Any
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What activations are: float32 or float64, whatever the matrices are stored as."""
+        dtype: np.dtype[Any] = self.wpe.dtype
+        return dtype
 
 
 # Hugging Face name of each learned array of a block, and its shape in the letters of Config.

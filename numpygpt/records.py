@@ -149,7 +149,7 @@ def describe(
     """
     return {
         "name": name,
-        "dtype": params.wpe.dtype.name,
+        "dtype": params.dtype.name,
         "config": dataclasses.asdict(config),
         "overrides": dict(overrides or {}),
         "weights_sha256": weights_sha256(config, params),

@@ -250,11 +250,11 @@ def logit_blocks(
     """The tokens to score, some at a time, and each model's logits for them, (R, V)."""
     read = max(1, min(window, len(ids)) - 1)
     feeders = [Feeder(params, config, read, read, chunk) for params, config in models]
-    caches = [Cache(config, read, params.wpe.dtype) for params, config in models]
+    caches = [Cache(config, read, params.dtype) for params, config in models]
     vocab_size = models[0][1].vocab_size
     most = min(max(1, BLOCK // vocab_size), chunk, read)
     few = max(1, PART // vocab_size)
-    buffers = [np.empty((most, vocab_size), params.wpe.dtype) for params, _ in models]
+    buffers = [np.empty((most, vocab_size), params.dtype) for params, _ in models]
     for begin, end, first in windows(len(ids), start, window, stride):
         for cache in caches:
             cache.truncate(0)

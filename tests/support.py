@@ -63,7 +63,7 @@ def run_page(
     ids: np.ndarray, params: Params, config: Config, planner: Planner | None = None
 ) -> np.ndarray:
     """Logits (T, V) of one sequence in one forward pass."""
-    cache = Cache(config, max(len(ids), 1), params.wpe.dtype)
+    cache = Cache(config, max(len(ids), 1), params.dtype)
     laid = segments([len(ids)], [cache])
     plan = (planner or Fresh(config)).fit(laid)
     return unembed(forward(ids, laid, params, config, plan), params, out=plan.logits)

@@ -19,8 +19,12 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 # From the bottom up; a module imports only from layers below its own (or from its own package).
 LAYERS = [
-    {"errors", "ops"},
-    {"params", "arguments"},
+    {"errors"},
+    {"arguments"},
+    {"threads"},
+    {"ops"},
+    {"params"},
+    {"storage"},
     {"cache"},
     {"plans"},
     {"model"},

@@ -34,7 +34,7 @@ def real_params():
 
 def run(planner, params, config, lengths, before=()):
     """Logits of the new tokens of sequences, some of which have earlier keys and values."""
-    dtype = params.wpe.dtype
+    dtype = params.dtype
     caches = []
     for seed, length in enumerate(lengths):
         old = before[seed] if before else 0

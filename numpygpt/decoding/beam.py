@@ -186,7 +186,7 @@ def beam_search(
     # So many candidates that `beams` of them do not end with a stop token.
     width = search.beams * (1 + len(set(settings.stop_ids)))
     feeder = Feeder(params, config, max(len(prompt), search.beams), capacity, settings.chunk)
-    new_cache = functools.partial(Cache, config, capacity, params.wpe.dtype)
+    new_cache = functools.partial(Cache, config, capacity, params.dtype)
     running = [Beam((), (), 0.0, new_cache())]
     finished: list[Beam] = []
     try:

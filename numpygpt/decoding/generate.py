@@ -244,7 +244,7 @@ class _Sequence:
         self.number, self.settings, self.prompt = number, settings, len(prompt)
         self.filters = settings.filters
         self.positions = min(config.n_ctx, len(prompt) + settings.max_new_tokens - 1)
-        self.cache = Cache(config, self.positions, params.wpe.dtype)
+        self.cache = Cache(config, self.positions, params.dtype)
         self.buffer = prompt  # grows as tokens come; max_new_tokens may be any number
         self.length = len(prompt)
         # The place of the token that stands at position 0; more than 0 once the window has slid.
