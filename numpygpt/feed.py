@@ -125,5 +125,7 @@ class Feeder:
         plan = self.planner.fit(laid)
         with np.errstate(under="ignore"):  # an attention of less than 1e-38 is 0
             hidden = forward(ids, laid, self.params, self.config, plan)
-        for (sequence, start, _), segment in zip(parts, laid, strict=True):
-            yield Piece(sequence, start, hidden[segment.rows])
+        row = 0
+        for sequence, start, stop in parts:
+            yield Piece(sequence, start, hidden[row : row + stop - start])
+            row += stop - start

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from .threads import spread
+
 __all__ = [
     "ACTIVATIONS",
     "Array",
@@ -34,6 +36,35 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, Any]
+
+# Numbers in a piece of a large array, and how many a row of pieces needs before several threads
+# pay. gelu_new of 256 x 3072 numbers: 3.2 ms at once, 2.0 ms in such pieces on two threads; of
+# 32 x 3072, no gain. Pieces of 2**15, which fit a core's cache, were slower on one thread, too.
+PIECE = 2**17
+SEVERAL = 2**18
+
+
+def elementwise(function: Callable[..., Array]) -> Callable[..., Array]:
+    """Make a function that treats each number by itself divide large arrays among threads.
+
+    What is computed for each number stays the same, so the result does, to the last bit.
+    """
+
+    @functools.wraps(function)
+    def divided(x: Array, out: Array | None = None) -> Array:
+        if x.size < SEVERAL or not x.flags.forc:
+            return function(x, out=out)
+        out = np.empty_like(x) if out is None else out
+        if x.strides != out.strides:
+            return function(x, out=out)
+        flat, results = x.ravel(order="K"), out.ravel(order="K")  # views of all their memory
+        spread(
+            lambda start: function(flat[start : start + PIECE], results[start : start + PIECE]),
+            range(0, x.size, PIECE),
+        )
+        return out
+
+    return divided
 
 
 def linear(x: Array, w: Array, b: Array | None = None, out: Array | None = None) -> Array:
@@ -104,8 +135,9 @@ def layer_norm(
     >>> layer_norm(np.array([1.0, 3.0]), g=np.array([1.0, 1.0]), b=np.array([0.0, 0.5]), eps=0.0)
     array([-1. ,  1.5])
     """
-    out = np.subtract(x, x.mean(axis=-1, keepdims=True), out=out)
-    variance = np.square(out).mean(axis=-1, keepdims=True)
+    size = x.shape[-1]  # sum() / size, because mean() spends 5 us on Python
+    out = np.subtract(x, x.sum(axis=-1, keepdims=True) / size, out=out)
+    variance = np.square(out).sum(axis=-1, keepdims=True) / size
     np.divide(out, np.sqrt(variance + eps), out=out)
     np.multiply(out, g, out=out)
     return out if b is None else np.add(out, b, out=out)
@@ -142,8 +174,9 @@ def softmax(x: Array, out: Array | None = None) -> Array:
     return pattern
 
 
+@elementwise
 def gelu_new(x: Array, out: Array | None = None) -> Array:
-    """The GELU of GPT-2: ``x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))``.
+    """The GELU of GPT-2: ``x/2 * (1 + tanh(u))`` with ``u = sqrt(2/pi) * (x + 0.044715 x^3)``.
 
     Parameters
     ----------
@@ -157,6 +190,10 @@ def gelu_new(x: Array, out: Array | None = None) -> Array:
 
     Notes
     -----
+    ``(1 + tanh(u)) / 2`` is the logistic function of ``2u``, so this computes
+    ``x / (1 + exp(-2u))``. That takes 0.57 of the time, and loses nothing where ``tanh(u)`` is
+    close to -1 and its sum with 1 cancels.
+
     Differs from the exact :func:`gelu` by at most 4.74e-4, near ``|x| = 2.70``: too little to
     see in a sample, and far more than rounding.
 
@@ -170,16 +207,15 @@ def gelu_new(x: Array, out: Array | None = None) -> Array:
     >>> gelu_new(np.array([-1.0, 0.0, 1.0])).round(6)
     array([-0.158808,  0.      ,  0.841192])
     """
-    # Factored as x (1 + 0.044715 x x): np.power took 600 times as long per element.
+    # -2u as x (a x x + b): np.power took 600 times as long per element as multiplying.
     out = np.multiply(x, x, out=out)
-    np.multiply(out, 0.044715, out=out)
-    np.add(out, 1.0, out=out)
+    np.multiply(out, -2.0 * math.sqrt(2.0 / math.pi) * 0.044715, out=out)
+    np.add(out, -2.0 * math.sqrt(2.0 / math.pi), out=out)
     np.multiply(out, x, out=out)
-    np.multiply(out, math.sqrt(2.0 / math.pi), out=out)
-    np.tanh(out, out=out)
-    np.add(out, 1.0, out=out)
-    np.multiply(out, x, out=out)
-    return np.multiply(out, 0.5, out=out)
+    with np.errstate(over="ignore", under="ignore"):  # x / infinity is the 0 that is meant
+        np.exp(out, out=out)
+        np.add(out, 1.0, out=out)
+        return np.divide(x, out, out=out)
 
 
 @functools.cache
@@ -240,6 +276,7 @@ def erf(x: Array, out: Array | None = None) -> Array:
     return out
 
 
+@elementwise
 def gelu(x: Array, out: Array | None = None) -> Array:
     """The exact GELU, x times the normal distribution function: ``x/2 * (1 + erf(x/sqrt(2)))``.
 
@@ -280,6 +317,7 @@ def _sigmoid(x: Array, out: Array | None = None) -> Array:
     return np.multiply(out, 0.5, out=out)
 
 
+@elementwise
 def quick_gelu(x: Array, out: Array | None = None) -> Array:
     """A sigmoid stand-in for the GELU: ``x * sigmoid(1.702 x)``.
 
@@ -302,6 +340,7 @@ def quick_gelu(x: Array, out: Array | None = None) -> Array:
     return np.multiply(x, _sigmoid(x * 1.702, out=out), out=out)
 
 
+@elementwise
 def silu(x: Array, out: Array | None = None) -> Array:
     """The sigmoid linear unit, also called swish: ``x * sigmoid(x)``.
 

@@ -16,8 +16,10 @@ sequence and agrees within rounding.
 from __future__ import annotations
 
 import fnmatch
+import itertools
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -25,6 +27,7 @@ import numpy as np
 from .cache import Segment
 from .errors import ArgumentError
 from .params import Array, Config
+from .threads import spread
 
 __all__ = [
     "INTERMEDIATES",
@@ -43,6 +46,7 @@ __all__ = [
 
 Order: TypeAlias = Literal["C", "F"]
 Place: TypeAlias = Array | None
+Each: TypeAlias = Callable[[Callable[..., Array], list[Any]], Iterable[Array]]
 
 
 class Intermediate(NamedTuple):
@@ -101,13 +105,22 @@ def _source(name: str) -> str:
 
 
 class Tile(NamedTuple):
-    """A block of query rows of one segment, small enough that its scores stay in the cache.
+    """Some query rows of one segment, few enough that their scores stay in the cache.
 
-    ``rows`` are its packed rows, ``visible`` the positions its last row sees, and ``future``
-    (T, T) is True where a key among the tile's own rows comes after the query.
+    Attributes
+    ----------
+    sequences, tokens : slice
+        Which of the segment's B sequences and T tokens.
+    visible : int
+        S, the positions that the last row of the longest sequence sees.
+    future : (..., T, W) ndarray of bool
+        For the last W of these positions: True where a position comes after the query's token.
+    scores, pattern : (B, H, T, S) ndarray or None
+    heads : (B, H, T, D) ndarray or None
     """
 
-    rows: slice
+    sequences: slice
+    tokens: slice
     visible: int
     future: Array
     scores: Place = None
@@ -116,12 +129,17 @@ class Tile(NamedTuple):
 
 
 class AttentionPlan(NamedTuple):
-    """Destinations inside attention; ``tiles``, a list for each segment, also say which rows."""
+    """Destinations inside attention.
+
+    ``tiles``, a list for each segment, also say which rows; ``each`` calls a function with each
+    of some tuples of arguments, one after another or several at once.
+    """
 
     tiles: list[list[Tile]]
     qkv: Place = None
     heads: Place = None
     out: Place = None
+    each: Each = itertools.starmap
 
 
 class MLPPlan(NamedTuple):
@@ -159,10 +177,17 @@ class Planner(Protocol):
         """Destinations for the new tokens of `segments`, whose caches have not moved yet."""
 
 
-# Query rows for each tile. At 12 heads and 1024 keys a tile's scores take 6 MB in float32, where
-# all at once would take 50; prefill of 512 and 1000 tokens took as long with 64 and 256 rows,
-# within 3 %.
-TILE_ROWS = 128
+# Query rows for each tile. Attention over 512 positions, 256 rows at a time: 13.5 ms with 128
+# rows, 12.1 with 64; over 1024: 37 and 34 ms.
+TILE_ROWS = 64
+
+# Tiles that may be worked on at once, each with scores of its own.
+AT_ONCE = 4
+
+# Products of a query and a key from which the tiles of a pass are worth two threads. 256 rows that
+# see 1024 positions: 25.4 ms on one thread for all but the products, 17.5 on two; that see 512:
+# 11.2 and 11.3; that see 256: 4.0 and 5.1.
+SEVERAL = 2**17
 
 
 def _future(rows: int) -> Array:
@@ -171,19 +196,59 @@ def _future(rows: int) -> Array:
 
 
 def _tiles(segments: Sequence[Segment], future: Array) -> list[list[Tile]]:
-    """Divide the rows of each segment into tiles of at most as many as `future` has."""
-    rows = len(future)
-
-    def tile(segment: Segment, start: int) -> Tile:
-        t, first = min(rows, segment.length - start), segment.rows.start + start
-        return Tile(slice(first, first + t), segment.cache.length + start + t, future[:t, :t])
-
-    return [[tile(each, start) for start in range(0, each.length, rows)] for each in segments]
+    """Divide the rows of each segment into tiles of at most as many as `future` has, or one."""
+    most = len(future)
+    return [
+        _parts(segment, future) if len(segment.cache.lengths) == 1 else _groups(segment, most)
+        for segment in segments
+    ]
 
 
-def _as_heads(rows: Array, n_head: int) -> Array:
-    """(N, H * D) -> (H, N, D), a view: heads written there need no merging afterwards."""
-    return rows.reshape(len(rows), n_head, -1).transpose(1, 0, 2)
+def _parts(segment: Segment, future: Array) -> list[Tile]:
+    """Tiles of the tokens of one sequence, each of which sees nothing behind its last token."""
+    read, tiles = segment.cache.length, []
+    for start in range(0, segment.length, len(future)):
+        stop = min(start + len(future), segment.length)
+        own = future[: stop - start, : stop - start]
+        tiles.append(Tile(slice(0, 1), slice(start, stop), read + stop, own))
+    return tiles
+
+
+def _groups(segment: Segment, most: int) -> list[Tile]:
+    """Tiles of several sequences, which may have different lengths."""
+    lengths, new, tiles = segment.cache.lengths, segment.length, []
+    step = max(1, most // new)
+    for first, start in itertools.product(range(0, len(lengths), step), range(0, new, most)):
+        read, stop = lengths[first : first + step], min(start + most, new)
+        shortest, longest = int(read.min()), int(read.max())
+        own = read[:, None, None, None] + np.arange(start, stop)[:, None]  # (B, 1, T, 1)
+        future = np.arange(shortest + start, longest + stop) > own  # (B, 1, T, W)
+        part = slice(first, first + len(read))
+        tiles.append(Tile(part, slice(start, stop), longest + stop, future))
+    return tiles
+
+
+def _each(tiles: Sequence[Sequence[Tile]], at_once: int) -> Each:
+    """How the tiles of a pass are gone through: one by one, or several on as many threads."""
+    sizes = [
+        (tile.sequences.stop - tile.sequences.start)
+        * (tile.tokens.stop - tile.tokens.start)
+        * tile.visible
+        for some in tiles
+        for tile in some
+    ]
+
+    def together(function: Callable[..., Array], tasks: list[Any]) -> Iterator[Array]:
+        for start in range(0, len(tasks), at_once):
+            yield from spread(lambda task: function(*task), tasks[start : start + at_once])
+
+    return together if at_once > 1 and sum(sizes) > SEVERAL else itertools.starmap
+
+
+def _as_heads(rows: Array, segment: Segment, n_head: int) -> Array:
+    """(B * T, H * D) -> (B, H, T, D), a view: heads written there need no merging afterwards."""
+    width = rows.shape[1] // n_head
+    return rows.reshape(-1, segment.length, n_head, width).transpose(0, 2, 1, 3)
 
 
 class Fresh:
@@ -203,7 +268,8 @@ class Fresh:
     def fit(self, segments: Sequence[Segment]) -> Plan:
         """Geometry only; every destination is None."""
         tiles = _tiles(segments, self.future)
-        return Plan(h=[BlockPlan(AttentionPlan(tiles), MLPPlan())] * self.config.n_layer)
+        attn = AttentionPlan(tiles, each=_each(tiles, AT_ONCE))
+        return Plan(h=[BlockPlan(attn, MLPPlan())] * self.config.n_layer)
 
 
 class Reused:
@@ -238,11 +304,12 @@ class Reused:
         c = config.n_embd
         self.config, self.order, self.future = config, order, _future(min(tile_rows, rows))
         visible = config.n_ctx if capacity is None else capacity
+        self.at_once = min(AT_ONCE, math.ceil(rows / len(self.future)))
         sizes = {
             "stream": rows * c,
             "normed": rows * c,
             "qkv": rows * 3 * c,
-            "scores": config.n_head * len(self.future) * visible,
+            "scores": self.at_once * config.n_head * len(self.future) * visible,
             "heads": rows * c,
             "branch": rows * c,
             "pre": rows * config.mlp_dim,
@@ -254,11 +321,11 @@ class Reused:
         """The first rows of every buffer."""
         n, c, f = segments[-1].rows.stop, self.config.n_embd, self.config.mlp_dim
         stream, normed, branch = (self._rows(b, n, c) for b in ("stream", "normed", "branch"))
-        heads = _as_heads(self._rows("heads", n, c), self.config.n_head)
-        tiles = [
-            [self._place(tile, heads) for tile in tiles] for tiles in _tiles(segments, self.future)
-        ]
-        attn = AttentionPlan(tiles, self._rows("qkv", n, 3 * c), heads, branch)
+        heads = self._rows("heads", n, c)
+        tiles = self._place(segments, heads)
+        attn = AttentionPlan(
+            tiles, self._rows("qkv", n, 3 * c), heads, branch, _each(tiles, self.at_once)
+        )
         mlp = MLPPlan(self._rows("pre", n, f), self._rows("post", n, f), branch)
         block = BlockPlan(attn, mlp, normed, stream, normed, stream)
         return Plan([block] * self.config.n_layer, stream, normed)
@@ -266,10 +333,20 @@ class Reused:
     def _rows(self, name: str, n: int, width: int) -> Array:
         return self.buffers[name][: n * width].reshape(n, width, order=self.order)
 
-    def _place(self, tile: Tile, heads: Array) -> Tile:
-        shape = (self.config.n_head, tile.rows.stop - tile.rows.start, tile.visible)
-        scores = self.buffers["scores"][: shape[0] * shape[1] * shape[2]].reshape(shape)
-        return tile._replace(scores=scores, pattern=scores, heads=heads[:, tile.rows])
+    def _place(self, segments: Sequence[Segment], heads: Array) -> list[list[Tile]]:
+        """Tiles with their places."""
+        room = self.buffers["scores"].reshape(self.at_once, -1)
+        placed: list[list[Tile]] = []
+        rooms = itertools.cycle(room)
+        for segment, tiles in zip(segments, _tiles(segments, self.future), strict=True):
+            own = _as_heads(heads[segment.rows], segment, self.config.n_head)
+            placed.append([])
+            for tile in tiles:
+                mixed = own[tile.sequences, :, tile.tokens]
+                shape = (*mixed.shape[:3], tile.visible)
+                scores = next(rooms)[: math.prod(shape)].reshape(shape)
+                placed[-1].append(tile._replace(scores=scores, pattern=scores, heads=mixed))
+        return placed
 
 
 class Traced(Reused):
@@ -324,8 +401,9 @@ class Traced(Reused):
 
     def fit(self, segments: Sequence[Segment]) -> Plan:
         """One array for each wanted name, the shared buffers elsewhere."""
-        if len(segments) != 1:
-            raise ArgumentError(f"a trace follows one sequence, not {len(segments)}")
+        sequences = sum(len(segment.cache.lengths) for segment in segments)
+        if sequences != 1:
+            raise ArgumentError(f"a trace follows one sequence, not {sequences}")
         plan, (segment,) = super().fit(segments), segments
         c, t = self.config, segment.length
         sizes = {
@@ -340,20 +418,22 @@ class Traced(Reused):
         self.arrays = {name: kept[_source(name)] for name in self.wanted}
 
         def tile(h: str, tile: Tile) -> Tile:
+            at = np.s_[None, :, tile.tokens, : tile.visible]
             scores, pattern = (kept.get(f"{h}.attn.{name}") for name in ("scores", "pattern"))
-            heads, at = kept.get(f"{h}.attn.heads"), np.s_[:, tile.rows, : tile.visible]
+            heads = kept.get(f"{h}.attn.heads")
             return tile._replace(
                 scores=tile.scores if scores is None else scores[at],
                 pattern=tile.pattern if pattern is None else pattern[at],
-                heads=tile.heads if heads is None else heads[:, tile.rows],
+                heads=tile.heads if heads is None else heads[None, :, tile.tokens],
             )
 
         def block(i: int, p: BlockPlan) -> BlockPlan:
             h, get = f"h.{i}", kept.get
-            attn = AttentionPlan(
+            heads = get(f"{h}.attn.heads")
+            attn = p.attn._replace(
                 tiles=[[tile(h, each) for each in p.attn.tiles[0]]],
                 qkv=get(f"{h}.attn.qkv", p.attn.qkv),
-                heads=get(f"{h}.attn.heads", p.attn.heads),
+                heads=p.attn.heads if heads is None else heads.transpose(1, 0, 2).reshape(t, -1),
                 out=get(f"{h}.attn.out", p.attn.out),
             )
             mlp = MLPPlan(
@@ -380,7 +460,7 @@ class Traced(Reused):
     def _new(self, kind: str, shape: tuple[int, ...]) -> Array:
         if kind.endswith("attn.heads"):
             h, t, d = shape
-            return _as_heads(np.empty((t, h * d), self.dtype, self.order), h)
+            return np.empty((t, h * d), self.dtype, self.order).reshape(t, h, d).transpose(1, 0, 2)
         order = self.order if len(shape) == 2 and kind != "logits" else "C"
         array = np.empty(shape, self.dtype, order)
         # What no tile covers is masked.

@@ -95,9 +95,11 @@ def attend(
     q, keys, values, scale, tile, *, sees=np.less_equal, fill=-1e10, aligned="end", how="add"
 ):
     """Attention with its mask spelt out: key s, query t, positions counted in the whole text."""
-    keys, values = keys[:, : tile.visible], values[:, : tile.visible]
+    q = q[tile.sequences, :, tile.tokens]
+    keys, values = (x[tile.sequences, :, : tile.visible] for x in (keys, values))
     scores = q @ keys.mT * scale
-    t = np.arange(q.shape[1])[:, None] + (tile.visible - q.shape[1] if aligned == "end" else 0)
+    rows = q.shape[2]
+    t = np.arange(rows)[:, None] + (tile.visible - rows if aligned == "end" else 0)
     seen = sees(np.arange(tile.visible), t)
     if how == "set":
         scores = np.where(seen, scores, fill)
@@ -153,12 +155,12 @@ def embed_with_dropout(ids, positions, params, plan, right=model.embed):
 
 
 def forward_without_ln_f(ids, segments, params, config, plan):
-    positions = np.concatenate([s.cache.length + np.arange(s.length) for s in segments])
+    positions = np.concatenate([segment.positions for segment in segments])
     x = model.embed(ids, positions, params, plan)
     for layer, p in enumerate(params.h):
         x = model.block(x, p, layer, segments, config, plan.h[layer])
     for segment in segments:
-        segment.cache.length += segment.length
+        segment.cache.lengths += segment.length
     return x
 
 
@@ -246,11 +248,11 @@ MISTAKES = [
     Mistake("wrong number of heads", "every shape fits any divisor of C", 0.32,
             config={"n_head": 8}),
     Mistake("heads not merged by token", "a reshape without its transpose", 1.28,
-            page={"merge_heads": lambda x: x.reshape(x.shape[1], -1)}),
+            page={"merge_heads": lambda x: x.reshape(x.shape[2], -1)}),
     Mistake("heads in reverse", "an axis counted from the other end", 1.12,
-            page={"merge_heads": lambda x, right=model.merge_heads: right(x[::-1])}),
+            page={"merge_heads": lambda x, right=model.merge_heads: right(x[:, ::-1])}),
     Mistake("head features first", "(D, H) for (H, D) when heads are split and merged", 1.33,
-            page={"merge_heads": lambda x: x.transpose(1, 2, 0).reshape(x.shape[1], -1)}),
+            page={"merge_heads": lambda x: x[0].transpose(1, 2, 0).reshape(x.shape[2], -1)}),
     Mistake("attention biases missing", "LLaMA-style layers have none", 0.33,
             tensors=edit(("attn.c_attn.bias", "attn.c_proj.bias"), np.zeros_like)),
     Mistake("MLP bias missing", "bias=False as a default", 0.14,
@@ -276,7 +278,7 @@ MISTAKES = [
     Mistake("softmax over queries", "axis=-2, or a transposed score matrix", 0.64,
             page={"softmax": softmax_over(-2)}),
     Mistake("softmax over heads", "dim=0 on unbatched scores", 0.78,
-            page={"softmax": softmax_over(0)}),
+            page={"softmax": softmax_over(-3)}),
     Mistake("softmax without the maximum", "the textbook's formula overflows", math.inf,
             page={"softmax": bare_softmax}, large_scores=True),
     # positions

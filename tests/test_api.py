@@ -232,8 +232,8 @@ def test_log_probabilities_are_summed_in_float64():
 @pytest.mark.parametrize("extra", [0, 1])
 def test_a_cache_holds_its_capacity_and_no_more(extra):
     cache = Cache(CONFIG, 5)
-    assert cache.keys.shape == (2, 4, 5, 4)
-    cache.length = 3
+    assert cache.keys.shape == (2, 1, 4, 5, 4)
+    cache.lengths[...] = 3
     if extra:
         with pytest.raises(ContextError, match="3 tokens read and 3 new ones"):
             segments([3], [cache])

@@ -170,20 +170,21 @@ def test_equal_keys_give_the_mean_of_the_visible_values():
     rng = np.random.default_rng(0)
     q, values = rng.normal(size=(2, 4, 5, 3))
     keys = np.broadcast_to(rng.normal(size=(4, 1, 3)), (4, 5, 3))
-    tile = Tile(slice(0, 5), 5, np.triu(np.ones((5, 5), bool), 1))
+    tile = Tile(slice(0, 1), slice(0, 5), 5, np.triu(np.ones((5, 5), bool), 1))
     means = np.cumsum(values, axis=1) / np.arange(1, 6)[:, None]
     # Five numbers near 1, a few roundings.
-    np.testing.assert_allclose(attend(q, keys, values, 0.5, tile), means, rtol=0, atol=2e-15)
+    (mixed,) = attend(q[None], keys[None], values[None], 0.5, tile)
+    np.testing.assert_allclose(mixed, means, rtol=0, atol=2e-15)
 
 
 def test_each_head_stays_inside_the_values_it_mixes(double):
     laid = segments([9], [Cache(SMALL, 9, np.float64)])
     plan = Fresh(SMALL).fit(laid)
     ((tile,),) = plan.h[0].attn.tiles
-    q, k, v = split_heads(np.random.default_rng(1).normal(size=(9, 48)), 3, 4)
+    q, k, v = split_heads(np.random.default_rng(1).normal(size=(9, 48)), 3, 9, 4)
     mixed = attend(q, k, v, 0.5, tile)
-    assert (mixed <= np.maximum.accumulate(v, axis=1) + 1e-15).all()
-    assert (mixed >= np.minimum.accumulate(v, axis=1) - 1e-15).all()
+    assert (mixed <= np.maximum.accumulate(v, axis=2) + 1e-15).all()
+    assert (mixed >= np.minimum.accumulate(v, axis=2) - 1e-15).all()
 
 
 # -- blocks and positions -------------------------------------------------------------------------
@@ -329,7 +330,7 @@ def test_a_truncated_cache_reads_on_with_the_same_bits(model, data):
 @pytest.mark.parametrize("length", [-1, 4, 100])
 def test_a_cache_is_truncated_only_to_what_it_has(length):
     cache = Cache(SMALL)
-    cache.length = 3
+    cache.lengths[...] = 3
     with pytest.raises(ContextError, match="cannot truncate"):
         cache.truncate(length)
     assert cache.length == 3

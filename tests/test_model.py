@@ -155,9 +155,8 @@ TREE = ast.parse(SOURCE)
 
 # Array-making calls without `out=`, and why.
 WITHOUT_OUT = {
-    "np.arange(s.length)": "positions are T integers, not activations",
-    "np.concatenate([s.cache.length + np.arange(s.length) for s in segments])": "the same",
-    "np.copyto(own, -np.inf, where=tile.future)": "writes into its argument",
+    "np.concatenate([segment.positions for segment in segments])": "N integers, no activations",
+    "np.copyto(newest, -np.inf, where=tile.future)": "writes into its argument",
 }
 
 
