@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .cache import Cache, segments
+from .layout import order_of
 from .model import forward, unembed
 from .params import Array, Config, Params
 from .plans import Reused
@@ -52,7 +53,8 @@ class Feeder:
         self, params: Params, config: Config, rows: int, capacity: int, chunk: int = CHUNK
     ):
         self.params, self.config, self.chunk = params, config, chunk
-        self.planner = Reused(config, max(1, min(rows, chunk)), capacity, params.dtype)
+        rows, order = max(1, min(rows, chunk)), order_of(params)
+        self.planner = Reused(config, rows, capacity, params.dtype, order)
 
     def pieces(self, new: Sequence[Array], caches: Sequence[Cache]) -> Iterator[Piece]:
         """Read the new ids of each sequence; yield their hidden states in the order of `new`."""

@@ -20,12 +20,13 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
 from .cache import Segment
 from .errors import ArgumentError
+from .layout import Order
 from .params import Array, Config
 from .threads import spread
 
@@ -44,7 +45,6 @@ __all__ = [
     "trace_names",
 ]
 
-Order: TypeAlias = Literal["C", "F"]
 Place: TypeAlias = Array | None
 Each: TypeAlias = Callable[[Callable[..., Array], list[Any]], Iterable[Array]]
 
