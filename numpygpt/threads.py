@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import ctypes
 import functools
+import importlib
 import itertools
 import os
 import pathlib
@@ -76,7 +77,7 @@ def _bundled() -> Blas | None:
 
 def _controlled() -> Blas | None:
     try:
-        import threadpoolctl
+        threadpoolctl = importlib.import_module("threadpoolctl")
     except ImportError:
         return None
     found = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
