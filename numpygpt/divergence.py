@@ -20,6 +20,7 @@ from .scoring import (
     logit_blocks,
     make_workspace,
     mean_and_error,
+    parts,
     window_and_stride,
 )
 
@@ -232,15 +233,19 @@ def divergence(
     workspaces = make_workspace(p[1]), make_workspace(q[1])
     try:
         for targets, blocks in logit_blocks(ids, start, window, stride, [p, q], chunk):
-            place = slice(targets.start - start, targets.stop - start)
-            tops = [block.argmax(axis=-1) for block in blocks]
-            (log_p, probabilities), (log_q, _) = map(log_softmax, blocks, workspaces)
-            came = np.arange(len(log_p)), ids[targets]
-            same_top[place] = tops[0] == tops[1]
-            logprobs[place], other_logprobs[place] = log_p[came], log_q[came]
-            kl[place] = expected(np.subtract(log_p, log_q, out=log_p), probabilities)
-            if on_tokens is not None:
-                on_tokens(len(log_p))
+            for part in parts(blocks[0]):
+                some = [block[part] for block in blocks]
+                first, stop, _ = part.indices(targets.stop - targets.start)
+                began = targets.start - start + first
+                place = slice(began, began + stop - first)
+                tops = [block.argmax(axis=-1) for block in some]
+                (log_p, probabilities), (log_q, _) = map(log_softmax, some, workspaces)
+                came = np.arange(len(log_p)), ids[start:][place]
+                same_top[place] = tops[0] == tops[1]
+                logprobs[place], other_logprobs[place] = log_p[came], log_q[came]
+                kl[place] = expected(np.subtract(log_p, log_q, out=log_p), probabilities)
+                if on_tokens is not None:
+                    on_tokens(len(log_p))
     except KeyboardInterrupt:
         raise Interrupted(result) from None
     return result
