@@ -16,6 +16,7 @@ import numpy as np
 from .checkpoints import find
 from .checkpoints.arrays import Tensor, write_array
 from .checkpoints.detect import open_source
+from .checkpoints.narrowing import narrowed
 from .checkpoints.reading import settle, without_tied_head
 from .checkpoints.saving import Outgoing, bytes_of, format_of, write
 from .errors import CheckpointWarning, TokenizerError
@@ -93,8 +94,9 @@ def convert(
         directory in the Hugging Face layout, with safetensors.
     format : {"safetensors", "npz", "llm.c", "gguf"}, optional
         Where the name does not tell.
-    dtype : {"float32", "float16", "bfloat16", "float64"}, optional
-        What to store. As it is stored now, if None; what is quantised becomes float32.
+    dtype : {"float32", "float16", "bfloat16", "float64", "int8"}, optional
+        What to store. As it is stored now, if None; what is quantised becomes float32, but int8
+        stays so in safetensors. int8 is for the matrices, all else becomes float32.
     config : mapping, optional
         Config fields that override the checkpoint's.
     proof : bool
@@ -170,20 +172,27 @@ def _prove(
     found = settle(target, opened, {}).tensors
     rows = []
     for name, tensor in written.items():
-        array, kind = tensor.read(tensor.exact), kinds[name]
-        after = found[name].read(found[name].exact)
+        kind = kinds[name]
+        array, after = tensor.read(tensor.exact), found[name].read(found[name].exact)
+        before = _sha256(array, kind, name, tensor)
         same = (after == array) | (np.isnan(after) & np.isnan(array))
         with np.errstate(invalid="ignore"):  # infinity less infinity, which is then left out
             apart = np.abs(np.subtract(after, array, dtype=np.float64))
         difference = apart.max(initial=0, where=~same)
-        rows.append(Proof(name, _sha256(array, kind), _sha256(after, kind), float(difference)))
+        again = _sha256(after, kind, name, found[name])
+        rows.append(Proof(name, before, again, float(difference)))
     return rows
 
 
-def _sha256(array: Any, kind: str) -> str:
-    """The hash of numbers in C order, as `kind` stores them."""
+def _sha256(array: Any, kind: str, name: str, tensor: Tensor) -> str:
+    """The hash of a tensor's numbers in C order, as `kind` stores them; of int8, scales too."""
     digest = _Digest()
-    write_array(digest, array, kind)
+    if kind == "I8":
+        matrix = narrowed(name, tensor, "int8")
+        write_array(digest, matrix.numbers, kind)
+        write_array(digest, matrix.scales, "F32")
+    else:
+        write_array(digest, array, kind)
     return digest.hash.hexdigest()
 
 

@@ -15,11 +15,14 @@ from .api import Model
 from .checkpoints.source import Vocabulary
 from .errors import ArgumentError, TokenizerError
 from .params import Config
+from .storage import STORAGES
 from .tokenizer import Tokenizer
 
-__all__ = ["load", "tokenizer_for"]
+__all__ = ["DTYPES", "load", "tokenizer_for"]
 
-DTYPES = {"float32": np.float32, "float64": np.float64}
+# What a model can be loaded as: what it computes in, or how its matrices are kept in memory while
+# it computes in float32.
+DTYPES = ("float32", "float64", *STORAGES)
 
 # Vocabulary files that cannot be used alone. Where one lies, GPT-2's vocabulary is not meant.
 PARTS = ("vocab.json", "merges.txt", "encoder.json", "vocab.txt", "spiece.model")
@@ -38,9 +41,10 @@ def load(
         The name of a bundled model (``"shakespeare"``); a checkpoint file of any format that
         the README lists, or its directory; or a Hugging Face name (``"gpt2"``) whose files an
         earlier download has left on this machine. The network is never used.
-    dtype : {"float32", "float64"}
-        What to compute in. float32 maps float32 files instead of copying them; float64 is the
-        high-precision check.
+    dtype : {"float32", "float64", "bfloat16", "int8"}
+        float32 maps float32 files instead of copying them; float64 is the high-precision check.
+        With bfloat16 and int8, matrices take a half and a quarter of the memory, and are
+        widened to float32 piece by piece while they multiply (:mod:`numpygpt.storage`).
     config : mapping, optional
         Config fields, by the names of :class:`Config`, that override the checkpoint's: what its
         format does not say (``{"n_head": 6}``), or says wrongly.
@@ -54,15 +58,21 @@ def load(
     ModelNotFoundError
         If there is no such model.
     CheckpointError
-        If its files are damaged or do not fit each other.
+        If its files are damaged or do not fit each other, or a number cannot be stored as `dtype`.
     ArgumentError
         If `dtype` is another one.
 
     Warns
     -----
     CheckpointWarning
-        If weights are NaN or infinite, or the format leaves open what changes the model (whether
-        a nanoGPT checkpoint has the exact GELU); it says what was assumed.
+        If the format leaves open what changes the model (whether a nanoGPT checkpoint has the
+        exact GELU); it says what was assumed.
+
+    Notes
+    -----
+    Weights are not looked at before they are used: for GPT-2 that would take as long as half of
+    everything else before the first token. NaN among them make :meth:`Model.generate` and
+    :meth:`Model.score` raise; :func:`numpygpt.checkpoints.read` names the arrays.
 
     Examples
     --------
@@ -71,16 +81,18 @@ def load(
     >>> model.config.n_layer
     4
     """
-    try:
-        name = np.dtype(dtype).name
-    except TypeError:
-        name = ""
+    name = dtype
+    if name not in DTYPES and dtype is not None:  # np.dtype(None) is float64
+        try:
+            name = np.dtype(dtype).name  # of np.float32, say
+        except TypeError:
+            name = ""
     if name not in DTYPES:
-        raise ArgumentError(f"dtype must be {' or '.join(map(repr, DTYPES))}, not {dtype!r}")
+        raise ArgumentError(f"dtype must be one of {', '.join(DTYPES)}, not {str(dtype)[:40]!r}")
     if config is not None and not isinstance(config, Mapping):
         raise ArgumentError(f"config must be a mapping of fields, not {type(config).__name__}")
     path = checkpoints.find(source)
-    settled, params, directory, vocabulary = checkpoints.read(path, DTYPES[name], config)
+    settled, params, directory, vocabulary = checkpoints.read(path, name, config, scan=False)
     return Model(settled, params, tokenizer_for(directory, settled, vocabulary))
 
 

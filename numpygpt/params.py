@@ -209,6 +209,11 @@ class Params(NamedTuple):
         dtype: np.dtype[Any] = self.wpe.dtype
         return dtype
 
+    @property
+    def storage(self) -> str:
+        """What the matrices are stored as: "float32", "float64", "bfloat16" or "int8"."""
+        return str(getattr(self.head, "storage", self.dtype.name))
+
 
 # Hugging Face name of each learned array of a block, and its shape in the letters of Config.
 BLOCK_SHAPES: dict[str, tuple[str, ...]] = {

@@ -6,7 +6,8 @@ A record is a JSON object with these keys:
 numpygpt       the version
 verb           what was run, such as ``"generate"``
 environment    :func:`environment`
-model          :func:`describe`: name as given, dtype, config, overrides, weights_sha256
+model          :func:`describe`: name as given, dtype as :func:`numpygpt.load` takes it, config,
+               overrides, weights_sha256
 options        every setting with its resolved value, the seed included; prompts and short piped
                texts themselves, of other texts the path, SHA-256 and size
 filters        what was done to the logits, in order, such as ``"temperature 0.8"``
@@ -20,7 +21,6 @@ Running a record again needs ``model`` and ``options`` only; :func:`compare` the
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import os
 import pathlib
@@ -32,7 +32,10 @@ import numpy as np
 
 from .checkpoints.json_files import parse_json, require_regular
 from .errors import ArgumentError
-from .params import Array, Config, Params, shapes, shown
+from .params import Config, Params, shapes, shown
+from .storage import Stored
+from .threads import blas as get_blas
+from .threads import get_threads
 
 __all__ = [
     "Comparison",
@@ -149,7 +152,7 @@ def describe(
     """
     return {
         "name": name,
-        "dtype": params.dtype.name,
+        "dtype": params.storage,
         "config": dataclasses.asdict(config),
         "overrides": dict(overrides or {}),
         "weights_sha256": weights_sha256(config, params),
@@ -165,7 +168,8 @@ def environment() -> dict[str, Any]:
         Versions of numpygpt, NumPy, tiktoken and Python; platform, machine and processor; name,
         version and configuration of the BLAS that NumPy was built with, and the vector
         instructions it found; the bit generator that draws random numbers; how many processors
-        this process may use; the variables set for BLAS, OpenMP and NumPy.
+        this process may use; how many threads it does use, and the kernels that the BLAS chose
+        (None if that cannot be asked); the variables set for BLAS, OpenMP and NumPy.
 
     Examples
     --------
@@ -175,6 +179,7 @@ def environment() -> dict[str, Any]:
     """
     from . import __version__
 
+    library = get_blas()
     built: Mapping[str, Any] = np.show_config(mode="dicts") or {}
     blas = built.get("Build Dependencies", {}).get("blas", {})
     return {
@@ -194,6 +199,8 @@ def environment() -> dict[str, Any]:
         "bit_generator": type(np.random.default_rng().bit_generator).__name__,
         "cpus": os.cpu_count(),
         "usable_cpus": _usable_cpus(),
+        "threads": get_threads(),
+        "kernel": library.kernel if library else None,
         "variables": {
             name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)
         },
@@ -205,7 +212,8 @@ def weights_sha256(config: Config, params: Params) -> str:
 
     Hashed are, for each array in the order of :func:`numpygpt.params.shapes`: a line of its name
     and shape, and its numbers as float32 in C order, little-endian. So the hash does not depend
-    on what the model computes in, nor on the file's format; it is not the hash of a file.
+    on what the model computes in, nor on the file's format; it is not the hash of a file. Of
+    matrices kept in bfloat16 or int8 the numbers are hashed that they stand for.
 
     Parameters
     ----------
@@ -224,9 +232,13 @@ def weights_sha256(config: Config, params: Params) -> str:
     >>> len(weights_sha256(model.config, model.params))
     64
     """
+    import hashlib
+
     digest = hashlib.sha256()
     for name, array in _named(config, params):
         digest.update(f"{name} {list(array.shape)}\n".encode())
+        if isinstance(array, Stored) and array.turned:
+            array = array[:]  # no row of it lies in one place
         # Rows at a time, so that no matrix that lies in Fortran order is copied whole.
         step = max(1, PIECE_BYTES // max(1, array[:1].nbytes))
         for start in range(0, len(array), step):
@@ -444,7 +456,7 @@ def _usable_cpus() -> int | None:
     return len(affinity(0)) if affinity else os.cpu_count()
 
 
-def _named(config: Config, params: Params) -> Iterator[tuple[str, Array]]:
+def _named(config: Config, params: Params) -> Iterator[tuple[str, Any]]:
     """Every learned array with its name in files: the inverse of :func:`numpygpt.params.pack`."""
     for name in shapes(config):
         *path, kind = name.split(".")

@@ -11,17 +11,19 @@ import dataclasses
 import math
 import mmap
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import CheckpointError
 from ..params import Array
+from ..storage import Int8
 from .json_files import require_regular
 
 __all__ = [
     "FLOATS",
+    "ITEMS",
     "QUANTISED",
     "DataFile",
     "Sink",
@@ -36,6 +38,10 @@ __all__ = [
 # memory beside the mapped file.
 PIECE_BYTES = 2**24
 
+# What is read to be narrowed comes in pieces of about this size, and several temporary arrays are
+# made of each.
+READ_BYTES = 2**21
+
 # Types of stored floating-point numbers, by the names that safetensors gives them.
 # bfloat16 has no NumPy dtype: it is read as 16-bit integers, the upper halves of float32.
 FLOATS: dict[str, np.dtype[Any]] = {
@@ -44,6 +50,9 @@ FLOATS: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
 }
+
+# Types that a file's numbers can be read as: also the integers of int8, whose scales lie elsewhere.
+ITEMS = {**FLOATS, "I8": np.dtype("i1")}
 
 # Types of blocks of small integers with a scale, by the names that GGUF gives them.
 QUANTISED = frozenset(
@@ -72,6 +81,13 @@ class Tensor:
     load : callable
         From the dtype wanted (float16, float32 or float64) to an ndarray of `shape`, which may
         be a read-only view of the mapped file.
+    part : callable, optional
+        From the dtype wanted, and the first row and the one after the last, to these rows, in
+        memory of their own.
+    stored : callable, optional
+        From nothing to the numbers and scales that the file holds, if it is int8 in it.
+    turned : Tensor, optional
+        The same with its axes in reverse order, if that is how it lies in the file.
 
     Examples
     --------
@@ -86,6 +102,9 @@ class Tensor:
     shape: tuple[int, ...]
     nbytes: int
     load: Callable[[np.dtype[Any]], Array]
+    part: Callable[[np.dtype[Any], int, int], Array] | None = None
+    stored: Callable[[], Int8] | None = None
+    turned: Tensor | None = None
 
     @property
     def exact(self) -> np.dtype[Any]:
@@ -96,6 +115,21 @@ class Tensor:
         """The array; `dtype` is float16, float32 or float64."""
         return self.load(np.dtype(dtype))
 
+    def pieces(self, dtype: Any) -> Iterator[tuple[slice, Array]]:
+        """Some of its rows at a time, and which: where it can, without touching the mapped file.
+
+        Pages of a mapped file count as this process's memory once they were looked at.
+        """
+        size = math.prod(self.shape[1:]) * np.dtype(dtype).itemsize
+        step = max(1, READ_BYTES // max(1, size))
+        whole = None if self.part else self.read(dtype)
+        for start in range(0, self.shape[0], step):
+            rows = slice(start, min(start + step, self.shape[0]))
+            if self.part is not None:
+                yield rows, self.part(np.dtype(dtype), rows.start, rows.stop)
+            elif whole is not None:
+                yield rows, whole[rows]
+
     def _changed(self, shape: tuple[int, ...], change: Callable[[Array], Array]) -> Tensor:
         count = math.prod(self.shape)
         size = self.nbytes * math.prod(shape) // count if count else 0
@@ -103,11 +137,19 @@ class Tensor:
 
     def transposed(self) -> Tensor:
         """The same with its axes in reverse order."""
-        return self._changed(self.shape[::-1], lambda array: array.T)
+        made = self.turned or self._changed(self.shape[::-1], lambda array: array.T)
+        stored = self.stored
+        return dataclasses.replace(
+            made, stored=None if stored is None else lambda: stored().T, turned=self
+        )
 
     def rows(self, count: int) -> Tensor:
         """Its first rows."""
-        return self._changed((count, *self.shape[1:]), lambda array: array[:count])
+        made = self._changed((count, *self.shape[1:]), lambda array: array[:count])
+        stored = self.stored
+        return dataclasses.replace(
+            made, part=self.part, stored=None if stored is None else lambda: stored().first(count)
+        )
 
     def reshaped(self, *shape: int) -> Tensor:
         """The same numbers in another shape."""
@@ -154,19 +196,22 @@ class DataFile:
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
         strides: tuple[int, ...] | None = None,
+        mapped: bool = True,
     ) -> Array:
         """Numbers of this file, converted to `dtype`.
 
         Parameters
         ----------
         kind : str
-            A key of :data:`FLOATS`.
+            A key of :data:`ITEMS`.
         start : int
             Byte of the file at which the first number lies.
         shape : tuple of int
         dtype : dtype
         strides : tuple of int, optional
             In numbers; C order if None.
+        mapped : bool
+            Whether it may be a view of the mapped file.
 
         Returns
         -------
@@ -178,8 +223,8 @@ class DataFile:
         CheckpointError
             If the file has become shorter since it was opened.
         """
-        stored = FLOATS[kind]
-        usable = stored == dtype and start % stored.itemsize == 0
+        stored = ITEMS[kind]
+        usable = mapped and stored == dtype and start % stored.itemsize == 0
         # OpenAI's own safetensors file has a header of 14283 bytes, so its data is misaligned, and
         # BLAS would copy such a matrix at every product. What cannot be used where it lies is read
         # rather than mapped, so that it is not in memory twice.
@@ -207,12 +252,19 @@ class DataFile:
         self, kind: str, start: int, shape: tuple[int, ...], strides: tuple[int, ...] | None = None
     ) -> Tensor:
         """A description of numbers of this file; :meth:`array` says what the arguments are."""
-        count: int = math.prod(shape)
+        item = FLOATS[kind].itemsize
+        row = math.prod(shape[1:])
+
+        def part(dtype: np.dtype[Any], first: int, stop: int) -> Array:
+            at = start + first * row * item
+            return self.array(kind, at, (stop - first, *shape[1:]), dtype, mapped=False)
+
         return Tensor(
             kind,
             shape,
-            count * FLOATS[kind].itemsize,
+            math.prod(shape) * item,
             lambda dtype: self.array(kind, start, shape, dtype, strides),
+            part if strides is None else None,
         )
 
 
@@ -254,14 +306,14 @@ def encoded(array: Array, kind: str, name: str = "a number") -> Array:
     ----------
     array : ndarray
     kind : str
-        A key of :data:`FLOATS`.
+        A key of :data:`ITEMS`; integers only as I8.
     name : str
         What the numbers are, for messages.
 
     Returns
     -------
     ndarray
-        Of the dtype ``FLOATS[kind]``.
+        Of the dtype ``ITEMS[kind]``.
 
     Raises
     ------
@@ -269,7 +321,7 @@ def encoded(array: Array, kind: str, name: str = "a number") -> Array:
         If a finite number would become infinite.
     """
     with np.errstate(over="ignore"):
-        narrow = to_bfloat16(array) if kind == "BF16" else array.astype(FLOATS[kind], order="C")
+        narrow = to_bfloat16(array) if kind == "BF16" else array.astype(ITEMS[kind], order="C")
         back = from_bfloat16(narrow) if kind == "BF16" else narrow
     if back.itemsize < array.itemsize or kind == "BF16":
         lost = np.isinf(back) & np.isfinite(array)
@@ -292,7 +344,7 @@ def write_array(
     file : binary file
     array : ndarray
     kind : str
-        A key of :data:`FLOATS`.
+        A key of :data:`ITEMS`; integers only as I8.
     advance : callable
         Told after each piece how many bytes were written.
     name : str

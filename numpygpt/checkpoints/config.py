@@ -11,7 +11,7 @@ from ..errors import ConfigError, ModelNotFoundError
 from ..params import Config, shown
 from .json_files import parse_json, read_small
 
-__all__ = ["config_fields", "parse_config", "read_config", "read_fields"]
+__all__ = ["INT8", "config_fields", "parse_config", "read_config", "read_fields"]
 
 # Fields that say something about training, generation defaults, other tasks or the software that
 # wrote the file, and nothing about the forward pass.
@@ -40,13 +40,21 @@ HARMLESS = frozenset({
 })
 # fmt: on
 
+# What ``quantization_config`` says of matrices as numpygpt.storage.Int8 has them. No other program
+# knows this method, so none takes the integers for the numbers.
+INT8: dict[str, Any] = {
+    "quant_method": "numpygpt_int8",
+    "bits": 8,
+    "numbers": "int8, one row for each output, times the float32 scale of the row",
+}
+
 # Fields that would change the maths, and the values under which they do not.
 INERT: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False, None),
     "cross_attention_hidden_size": (None,),
     "is_encoder_decoder": (False, None),
     "pruned_heads": ({}, None),
-    "quantization_config": ({}, None),
+    "quantization_config": ({}, None, INT8),
     "tie_encoder_decoder": (False, None),
 }
 
@@ -137,7 +145,9 @@ def read_config(path: pathlib.Path) -> Config:
     return parse_config(read_fields(path), str(path))
 
 
-def config_fields(config: Config, end_of_text: int | None, dtype: str) -> dict[str, Any]:
+def config_fields(
+    config: Config, end_of_text: int | None, dtype: str, int8: bool = False
+) -> dict[str, Any]:
     """The ``config.json`` under which transformers builds the same model.
 
     Parameters
@@ -147,6 +157,8 @@ def config_fields(config: Config, end_of_text: int | None, dtype: str) -> dict[s
         The id with which texts begin and end.
     dtype : str
         One that holds all weights without rounding; transformers loads them in it.
+    int8 : bool
+        Whether the matrices are int8.
 
     Returns
     -------
@@ -167,4 +179,5 @@ def config_fields(config: Config, end_of_text: int | None, dtype: str) -> dict[s
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "torch_dtype": dtype,
+        **({"quantization_config": INT8} if int8 else {}),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import pathlib
 
@@ -82,6 +81,8 @@ def _find(text: str, path: pathlib.Path) -> pathlib.Path:
             f"numpygpt never downloads; put config.json, model.safetensors, vocab.json and "
             f"merges.txt of {KNOWN.get(text, text)} into a directory of yours and name that"
         )
+    import difflib
+
     near = difflib.get_close_matches(text.lower(), [*bundled(), *KNOWN], n=2)
     if not near and path.parent.is_dir():
         siblings = [entry.name for entry in path.parent.iterdir()]

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.util
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import CheckpointError, CheckpointWarning, ConfigError, ModelNotFoundError
 from ..params import Array, Config, Params, check, listing, pack, shown
+from ..storage import STORAGES, Bfloat16, Stored
 from .arrays import FLOATS, QUANTISED, Tensor
-from .config import FIELDS, parse_config, read_fields
+from .config import FIELDS, INT8, parse_config, read_fields
 from .detect import open_source
-from .names import MASK_BUFFER, sizes
+from .names import LINEAR, MASK_BUFFER, sizes
+from .narrowing import is_matrix, narrowed
 from .source import Assumption, Source, Vocabulary
 
 __all__ = ["Checkpoint", "Report", "inspect", "read", "settle"]
@@ -69,7 +70,10 @@ class Report:
 
 
 def read(
-    path: pathlib.Path, dtype: Any = np.float32, config: Mapping[str, Any] | None = None
+    path: pathlib.Path,
+    dtype: Any = np.float32,
+    config: Mapping[str, Any] | None = None,
+    scan: bool = True,
 ) -> Checkpoint:
     """Read a checkpoint, checking every name, shape and size.
 
@@ -77,10 +81,15 @@ def read(
     ----------
     path : pathlib.Path
         A file of any format that :mod:`numpygpt.checkpoints.detect` knows, or its directory.
-    dtype : dtype
-        float32 or float64. float32 stored as float32 is not copied but mapped.
+    dtype : dtype or str
+        float32 or float64: what to compute in. float32 stored as float32 is not copied but
+        mapped. Or a key of :data:`numpygpt.storage.STORAGES`: how to keep the matrices of a
+        model that computes in float32; int8 stored as int8 is mapped.
     config : mapping, optional
         Config fields that override the checkpoint's.
+    scan : bool
+        Look at every weight now, to warn of NaN. Otherwise they show when they are used: no
+        log-probability comes out of them but an error.
 
     Returns
     -------
@@ -103,13 +112,21 @@ def read(
     for text in settled.doubtful:
         warnings.warn(f"{path}: {text}", CheckpointWarning, stacklevel=3)
     # What is one tensor in the file is read and looked at once, whatever its names.
-    tensors: dict[str, Array] = {}
+    tensors: dict[str, Any] = {}
     first_names: dict[int, str] = {}
     odd: list[str] = []
+    storage = dtype if isinstance(dtype, str) and dtype in STORAGES else None
     for name, tensor in without_tied_head(path, settled).items():
         first = first_names.setdefault(id(tensor), name)
-        tensors[name] = tensors[first] if first in tensors else tensor.read(dtype)
-        if first in odd or (first == name and not _finite(tensors[name])):
+        if first in tensors:
+            tensors[name] = tensors[first]
+        elif storage and is_matrix(name):
+            tensors[name] = _narrowed(path, name, tensor, storage)
+        elif storage:
+            tensors[name] = _copied(tensor)
+        else:
+            tensors[name] = tensor.read(dtype)
+        if first in odd or (scan and first == name and not _finite(tensors[name])):
             odd.append(name)
     if odd:
         warnings.warn(
@@ -226,13 +243,35 @@ def _fit(path: pathlib.Path, source: Source, given: Mapping[str, Any], config: C
         check(told, {name: tensor.shape for name, tensor in used.items()})
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    declared = _declares_int8(source)
     for name, tensor in used.items():
-        if tensor.dtype not in FLOATS and tensor.dtype not in QUANTISED:
-            raise CheckpointError(
-                f"{path}: {name} is {tensor.dtype}; expected one of {', '.join(FLOATS)}"
-            )
+        if problem := _wrong_type(name, tensor, declared):
+            raise CheckpointError(f"{path}: {name} is {tensor.dtype}{problem}")
     doubtful = _assumptions(source, given, doubtful=True)
     return Settled(config, used, assumptions, doubtful)
+
+
+def _declares_int8(source: Source) -> bool:
+    """Whether the config says that the matrices are int8 with scales."""
+    fields, file = source.fields, source.directory / "config.json"
+    if fields is None and file.exists():
+        fields = read_fields(file)
+    return (fields or {}).get("quantization_config") == INT8
+
+
+def _wrong_type(name: str, tensor: Tensor, int8: bool) -> str:
+    """What is wrong with the type of a tensor, if its config says `int8` or not; or nothing."""
+    if int8 and is_matrix(name):
+        if tensor.stored is None:
+            without = ", without scales" if tensor.dtype == "I8" else ""
+            return f"{without}; its config says that matrices are int8 (I8) with scales (F32)"
+        if LINEAR.fullmatch(name) and tensor.turned is None:
+            return " and stored (in, out); expected (out, in), with a scale for each row"
+    elif tensor.stored is not None and is_matrix(name):
+        return " with scales; expected a config with the quantization_config that says so"
+    elif tensor.dtype not in FLOATS and tensor.dtype not in QUANTISED:
+        return f"; expected one of {', '.join(FLOATS)}"
+    return ""
 
 
 def without_tied_head(path: pathlib.Path, settled: Settled) -> dict[str, Tensor]:
@@ -246,10 +285,7 @@ def without_tied_head(path: pathlib.Path, settled: Settled) -> dict[str, Tensor]
     tensors = dict(settled.tensors)
     if settled.config.tie_word_embeddings and "lm_head.weight" in tensors:
         head, table = tensors.pop("lm_head.weight"), tensors["wte.weight"]
-        same = head is table or np.array_equal(
-            head.read(head.exact), table.read(table.exact), equal_nan=True
-        )
-        if not same:
+        if head is not table and not _same(head, table):
             raise CheckpointError(
                 f"{path}: lm_head.weight differs from wte.weight, but the config ties them; set "
                 f"tie_word_embeddings to false if the model was trained with a head of its own"
@@ -257,9 +293,18 @@ def without_tied_head(path: pathlib.Path, settled: Settled) -> dict[str, Tensor]
     return tensors
 
 
+def _same(head: Tensor, table: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same numbers."""
+    exact = np.result_type(head.exact, table.exact)
+    pairs = zip(head.pieces(exact), table.pieces(exact), strict=True)
+    return all(np.array_equal(mine, other, equal_nan=True) for (_, mine), (_, other) in pairs)
+
+
 def _config(path: pathlib.Path, source: Source, given: Mapping[str, Any]) -> Config:
     """The config of a source: what is given overrides what it says, and that what is assumed."""
     if unknown := sorted(map(str, given.keys() - FIELDS - {"n_positions"})):
+        import difflib
+
         near = difflib.get_close_matches(unknown[0], FIELDS, n=1)
         raise ConfigError(
             f"config: unknown field {shown(repr(unknown[0]))}"
@@ -310,7 +355,32 @@ def _assumptions(source: Source, given: Mapping[str, Any], doubtful: bool = Fals
     ]
 
 
-def _finite(array: Array) -> bool:
+def _copied(tensor: Tensor) -> Array:
+    """A small array: of the mapped file, the pages around it would be in memory with it."""
+    array = np.empty(tensor.shape, np.float32)
+    for rows, numbers in tensor.pieces(np.float32):
+        array[rows] = numbers
+    return array
+
+
+def _narrowed(path: pathlib.Path, name: str, tensor: Tensor, storage: str) -> Stored:
+    try:
+        return narrowed(name, tensor, storage)
+    except CheckpointError as error:
+        told = str(error)
+        raise CheckpointError(told if str(path) in told else f"{path}: {told}") from None
+
+
+def _finite(array: Any) -> bool:
     """Whether no element is NaN or infinite: one pass over the memory if none is."""
+    if isinstance(array, Bfloat16):  # all bits of the exponent are set in those that are
+        return all((rows & 0x7F80).max() < 0x7F80 for rows in _blocks(array.numbers))
+    if isinstance(array, Stored):  # integers, and scales that were looked at
+        return True
     with np.errstate(all="ignore"):
         return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
+
+
+def _blocks(array: Array) -> Iterator[Array]:
+    """Some rows at a time, so that what is computed from them is small."""
+    return (array[start : start + 1024] for start in range(0, len(array), 1024))

@@ -24,14 +24,19 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..params import Array
-from .arrays import FLOATS, DataFile, Tensor, write_array
+from ..storage import Int8
+from .arrays import FLOATS, ITEMS, DataFile, Tensor, write_array
 from .json_files import parse_json
+from .narrowing import narrowed, stored_shape
 
 __all__ = ["Entry", "SafetensorsFile", "write"]
 
 SMALL_HEADER = 2**18
 # 4 MiB take two seconds to read. gpt2-xl's has 60 KB.
 LARGEST_HEADER = 2**22
+
+# What is added to the name of an int8 matrix (O, I) for that of its scales (O,).
+SCALES = "_scale"
 
 # Bytes for each element of every type the format has in whole bytes.
 ITEM_BYTES = {
@@ -115,16 +120,60 @@ class SafetensorsFile:
         return self._file.array(entry.dtype, entry.start, entry.shape, dtype)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by its name, not read yet."""
-        return {
-            name: Tensor(
-                entry.dtype,
-                entry.shape,
-                entry.stop - entry.start,
-                functools.partial(self.read, name),
+        """Every tensor by its name, not read yet; an int8 matrix and its scales are one.
+
+        Raises
+        ------
+        CheckpointError
+            If the scales beside an int8 matrix do not fit it.
+        """
+        made = {}
+        for name, entry in self.entries.items():
+            if entry.dtype in FLOATS:
+                if not self._is_scale(name):
+                    made[name] = self._file.tensor(entry.dtype, entry.start, entry.shape)
+                continue
+            load, size = functools.partial(self.read, name), entry.stop - entry.start
+            made[name] = Tensor(entry.dtype, entry.shape, size, load)
+            if self._is_scale(name + SCALES):
+                made[name] = self._int8(name)
+        return made
+
+    def _is_scale(self, name: str) -> bool:
+        """Whether these are the scales of an int8 matrix."""
+        matrix = self.entries.get(name.removesuffix(SCALES))
+        ours = name in self.entries and name.endswith(SCALES)
+        return ours and matrix is not None and matrix.dtype == "I8"
+
+    def _int8(self, name: str) -> Tensor:
+        """An int8 matrix, whose numbers are used where they lie."""
+        entry, scale = self.entries[name], self.entries[name + SCALES]
+        if len(entry.shape) != 2 or scale.dtype != "F32" or scale.shape != entry.shape[:1]:
+            raise CheckpointError(
+                f"{self.path}: {name} is int8 of shape {entry.shape}, and its scales are "
+                f"{scale.dtype} of shape {scale.shape}; expected F32 with one for each row"
             )
-            for name, entry in self.entries.items()
-        }
+
+        def stored() -> Int8:
+            integers = self._file.array("I8", entry.start, entry.shape, np.dtype(np.int8))
+            scales = self._file.array(
+                "F32", scale.start, scale.shape, np.dtype(np.float32), mapped=False
+            )
+            if not (np.isfinite(scales) & (scales > 0)).all():
+                raise CheckpointError(
+                    f"{self.path}: {name}{SCALES} must be positive and finite, received "
+                    f"{scales[~(np.isfinite(scales) & (scales > 0))][0]:g}"
+                )
+            return Int8(integers, scales)
+
+        def part(dtype: np.dtype[Any], start: int, stop: int) -> Array:
+            return stored()[start:stop].astype(dtype, copy=False)
+
+        def load(dtype: np.dtype[Any]) -> Array:
+            return part(dtype, 0, entry.shape[0])
+
+        size = entry.stop - entry.start + scale.stop - scale.start
+        return Tensor(entry.dtype, entry.shape, size, load, part, stored)
 
     def _parse(
         self, header: bytes, begin: int, size: int
@@ -193,7 +242,8 @@ def write(
     file : binary file
     tensors : mapping of str to Tensor
     kinds : mapping of str to str
-        Type in which each is stored, a key of :data:`~.arrays.FLOATS`.
+        Type in which each is stored, a key of :data:`~.arrays.ITEMS`. What becomes I8 is stored
+        (O, I), with its scales (O,) beside it.
     advance : callable
         Told how many bytes of arrays were written.
 
@@ -202,18 +252,33 @@ def write(
     CheckpointError
         If a number does not fit its type.
     """
+    integers = [name for name in tensors if kinds[name] == "I8"]
+    rest = [name for name in tensors if kinds[name] != "I8"]
     # transformers asks for this note of who may read the file.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     stop = 0
-    for name, tensor in tensors.items():
-        start, stop = stop, stop + math.prod(tensor.shape) * FLOATS[kinds[name]].itemsize
-        header[name] = {
-            "dtype": kinds[name],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, stop],
-        }
+
+    def describe(name: str, kind: str, shape: tuple[int, ...]) -> None:
+        nonlocal stop
+        start, stop = stop, stop + math.prod(shape) * ITEMS[kind].itemsize
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, stop]}
+
+    shapes = {name: stored_shape(name, tensors[name].shape) for name in integers}
+    for name in integers:
+        describe(name, "I8", shapes[name])
+    for name in integers:  # after the integers, because they are known only when these are
+        describe(name + SCALES, "F32", shapes[name][:1])
+    for name in rest:
+        describe(name, kinds[name], tensors[name].shape)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % 64)  # aligned data can be used where it lies
     file.write(len(text).to_bytes(8, "little") + text)
-    for name, tensor in tensors.items():
-        write_array(file, tensor.read(tensor.exact), kinds[name], advance, name)
+    scales = []
+    for name in integers:
+        matrix = narrowed(name, tensors[name], "int8")
+        write_array(file, matrix.numbers, "I8", advance)
+        scales.append(matrix.scales)
+    for numbers in scales:
+        write_array(file, numbers, "F32", advance)
+    for name in rest:
+        write_array(file, tensors[name].read(tensors[name].exact), kinds[name], advance, name)

@@ -18,11 +18,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..errors import ArgumentError, TokenizerError
-from ..params import Array, Config, Params, shapes
+from ..params import Config, Params, shapes
+from ..storage import Int8, Stored, storage_of
 from . import safetensors
-from .arrays import FLOATS, Tensor
+from .arrays import FLOATS, ITEMS, Tensor
 from .atomic import new_directory, new_file, require_absent, require_room
 from .config import config_fields
+from .narrowing import is_matrix, stored_shape
 from .source import END_OF_TEXT, Vocabulary
 
 __all__ = [
@@ -43,7 +45,9 @@ FORMATS = {"safetensors": "", "npz": ".npz", "llm.c": ".bin", "gguf": ".gguf"}
 # Endings of formats that are read, or refused, but not written.
 READ_ONLY = {".pt", ".pth", ".ckpt", ".h5", ".keras", ".msgpack", ".onnx", ".index"}
 
-KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+KINDS = {
+    "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int8": "I8",
+}  # fmt: skip
 
 # The names under which transformers knows the files of a vocabulary, and what belongs to them.
 RENAMED = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
@@ -101,8 +105,10 @@ def save(
         directory in the Hugging Face layout.
     format : {"safetensors", "npz", "llm.c", "gguf"}, optional
         Where the name does not tell.
-    dtype : {"float32", "float16", "bfloat16", "float64"}, optional
-        What to store; what the model is in if None.
+    dtype : {"float32", "float16", "bfloat16", "float64", "int8"}, optional
+        What to store; what each array is in if None, but float32 for int8 where the format has
+        none. With int8 the matrices become integers with a scale for each output, and all else
+        float32; only safetensors has it.
 
     Returns
     -------
@@ -158,15 +164,24 @@ def format_of(path: pathlib.Path, format: str | None) -> str:
     return format
 
 
-def stored_kinds(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, str]:
+def stored_kinds(
+    tensors: Mapping[str, Tensor], dtype: str | None, format: str = "safetensors"
+) -> dict[str, str]:
     """The type in which each array will be stored: its own if `dtype` is None.
 
-    Quantised ones become float32, which holds them exactly.
+    Quantised ones become float32, which holds them exactly, where the format does not have them.
     """
     if dtype is not None and dtype not in KINDS:
         raise ArgumentError(f"dtype must be one of {', '.join(KINDS)}, not {dtype!r}")
+    if dtype == "int8":
+        if format != "safetensors":
+            raise ArgumentError(
+                f"{format} has no int8 with a scale for each row; write safetensors (a directory)"
+            )
+        return {name: "I8" if is_matrix(name) else "F32" for name in tensors}
+    own = {*FLOATS, "I8"} if format == "safetensors" else FLOATS.keys()
     return {
-        name: KINDS[dtype] if dtype else tensor.dtype if tensor.dtype in FLOATS else "F32"
+        name: KINDS[dtype] if dtype else tensor.dtype if tensor.dtype in own else "F32"
         for name, tensor in tensors.items()
     }
 
@@ -213,7 +228,7 @@ def write(
         dtype = dtype or "float32"
         if dtype not in wanted:
             raise ArgumentError(f"{format} is written in {' or '.join(wanted)}, not {dtype!r}")
-    kinds = stored_kinds(tensors, dtype)
+    kinds = stored_kinds(tensors, dtype, format)
     total = bytes_of(tensors, kinds)
     require_absent(path)
     require_room(path, total)
@@ -243,9 +258,14 @@ def write(
 
 
 def bytes_of(tensors: Mapping[str, Tensor], kinds: Mapping[str, str]) -> int:
-    """Bytes that arrays take when they are stored in the types `kinds`."""
-    return sum(
-        math.prod(tensor.shape) * FLOATS[kinds[name]].itemsize for name, tensor in tensors.items()
+    """Bytes that arrays take when they are stored in the types `kinds`, and scales of int8."""
+    scales = sum(
+        stored_shape(name, tensor.shape)[0] * ITEMS["F32"].itemsize
+        for name, tensor in tensors.items()
+        if kinds[name] == "I8"
+    )
+    return scales + sum(
+        math.prod(tensor.shape) * ITEMS[kinds[name]].itemsize for name, tensor in tensors.items()
     )
 
 
@@ -301,10 +321,13 @@ def _config_json(outgoing: Outgoing, kinds: Mapping[str, str]) -> bytes:
     if vocabulary is not None and END_OF_TEXT in vocabulary.tokens:
         end = vocabulary.tokens.index(END_OF_TEXT)
     used = set(kinds.values())
+    int8 = "I8" in used
+    if int8:
+        used = {"F32"}  # what they stand for
     # transformers turns every array into one dtype: this one, or that of the first array.
     widest = used.pop() if len(used) == 1 else "F64" if "F64" in used else "F32"
     dtype = next(name for name, kind in KINDS.items() if kind == widest)
-    fields = config_fields(outgoing.config, end, dtype)
+    fields = config_fields(outgoing.config, end, dtype, int8)
     return (json.dumps(fields, indent=2) + "\n").encode()
 
 
@@ -323,12 +346,32 @@ def _zeros(kind: str, shape: tuple[int, ...]) -> Tensor:
     return Tensor(kind, shape, 0, lambda dtype: np.zeros(shape, dtype))
 
 
-def _in_memory(array: Array) -> Tensor:
-    kind = KINDS[array.dtype.name]
-    return Tensor(kind, array.shape, array.nbytes, lambda dtype: array.astype(dtype, copy=False))
+def _in_memory(array: Any) -> Tensor:
+    """An ndarray or a stored matrix as what a reader would have found."""
+    kind = KINDS[storage_of(array)]
+    if not isinstance(array, Stored):
+        return Tensor(
+            kind, array.shape, array.nbytes, lambda dtype: array.astype(dtype, copy=False)
+        )
+
+    def part(dtype: Any, start: int, stop: int) -> Any:
+        return array[start:stop].astype(dtype, copy=False)
+
+    def stored() -> Int8:
+        assert isinstance(array, Int8)
+        return array
+
+    return Tensor(
+        kind,
+        array.shape,
+        array.nbytes,
+        lambda dtype: part(dtype, 0, len(array)),
+        None if array.turned else part,
+        stored if isinstance(array, Int8) else None,
+    )
 
 
-def _named(config: Config, params: Params) -> Iterator[tuple[str, Array]]:
+def _named(config: Config, params: Params) -> Iterator[tuple[str, Any]]:
     """The arrays of a model under their names in files; the opposite of ``params.pack``."""
     for name in shapes(config):
         *path, last = name.split(".")
@@ -338,7 +381,7 @@ def _named(config: Config, params: Params) -> Iterator[tuple[str, Array]]:
         place: Any = params
         for part in path:
             place = place[int(part)] if part.isdigit() else getattr(place, part)
-        if not isinstance(place, np.ndarray):  # a norm (g, b) or a linear map (w, b)
+        if isinstance(place, tuple):  # a norm (g, b) or a linear map (w, b)
             place = place[0 if last == "weight" else 1]
         yield name, place
 

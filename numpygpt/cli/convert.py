@@ -21,6 +21,7 @@ examples:
   numpygpt convert path/to/pytorch_model.bin gpt2          # a directory with safetensors
   numpygpt convert path/to/models/124M gpt2 --proof        # OpenAI's TensorFlow files
   numpygpt convert gpt2 gpt2-half --dtype bfloat16
+  numpygpt convert gpt2 gpt2-quarter --dtype int8          # for numpygpt only
   numpygpt convert ckpt.pt mine.gguf --config activation_function=gelu_new
 """
 
@@ -47,7 +48,8 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype",
         metavar="{" + ",".join(KINDS) + "}",
-        help="what to store (default: as it is stored now; quantised numbers become float32)",
+        help="what to store (default: as it is stored now; quantised numbers become float32, "
+        "but int8 stays int8 in safetensors)",
     )
     add_config(parser)
     parser.add_argument(

@@ -98,6 +98,8 @@ def _print(report: Report, tokenizer: Tokenizer | None) -> None:
         print(f"  {'parameters':<32} {config.parameter_count:,}")
     print(f"  {'tensors':<32} {', '.join(f'{n} {t}' for t, n in types.items()) or 'none'}")
     print(f"  {'bytes of tensors':<32} {size:,}")
+    if any(entry.stored for entry in report.tensors.values()):
+        print(f"  {'I8':<32} int8 with a scale for each output")
     print("\ntokenizer")
     if tokenizer:
         print(f"  {'tokens':<32} {len(tokenizer):,}")
