@@ -2,54 +2,46 @@
 
 tiktoken's own ``get_encoding`` downloads its vocabularies. Here every vocabulary is built from
 files: those beside the checkpoint, or GPT-2's, which is bundled. The network is never touched.
+Until a text is long enough to be worth the time that building the engine takes,
+:mod:`numpygpt.bpe` does its work.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import functools
 import itertools
 import operator
 import pathlib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from .bpe import BYTE_ALPHABET, STAND_INS, TO_LATIN_1, WORDS, ShortTexts, TokenFile
 from .checkpoints.json_files import parse_json, require_regular
 from .checkpoints.locate import weights_directory
 from .checkpoints.source import END_OF_TEXT, Vocabulary
 from .errors import TokenError, TokenizerError
 from .text import UNKNOWN, TextStream
 
+if TYPE_CHECKING:
+    import tiktoken
+
 __all__ = ["END_OF_TEXT", "TextStream", "Tokenizer"]
-
-# How GPT-2 cuts text into words before it merges bytes: contractions, letters, digits, other
-# marks (each with one space before it), white space. The possessive forms (++) match what the
-# original pattern of openai/gpt-2 matches, faster.
-WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-
-
-def _byte_alphabet() -> list[tuple[int, str]]:
-    """GPT-2's printable stand-in for each byte, in the order of the ids 0 to 255.
-
-    Bytes that print well stand for themselves and come first; the others are shifted to
-    characters from 256 on, so that a vocabulary file has no control characters or spaces.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [(b, chr(b)) for b in printable] + [(b, chr(256 + i)) for i, b in enumerate(others)]
-
-
-BYTE_ALPHABET = _byte_alphabet()
-_STAND_INS = dict(BYTE_ALPHABET)
-_TO_LATIN_1 = {ord(stand_in): byte for byte, stand_in in BYTE_ALPHABET}
 
 # Finding the merger that makes a token takes quadratic time. GPT-2's longest has 128 bytes.
 LONGEST_TOKEN = 1000
 
 # White space that is long enough to be cut before it goes to tiktoken; see `_parts`.
 LONG_RUN = re.compile(r"[ \t\n\r]{1000,}")
+
+# How many tokens are looked up in Python before tiktoken is imported and built, in about the time
+# that takes: 0.1 s for GPT-2's vocabulary, where one search of its file takes 0.35 ms; 0.01 s for
+# one of 3000 tokens in a dictionary, enough for 4000 characters.
+SEARCHES, LOOKUPS = 2**8, 2**13
+
+# Size and SHA-256 of the two files that OpenAI published with GPT-2.
+GPT2_MERGES = (456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5")
+GPT2_NUMBERS = (1_042_301, "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783")
 
 # Settings of Hugging Face tokenizers that change the ids of a text, and the values that do not.
 INERT_SETTINGS = {
@@ -84,7 +76,7 @@ class Tokenizer:
 
     Attributes
     ----------
-    token_bytes : dict of int to bytes
+    token_bytes : mapping of int to bytes
         What each token stands for, special ones included.
     special : dict of str to int
 
@@ -112,8 +104,6 @@ class Tokenizer:
         ids: Sequence[int] | None = None,
         special: Mapping[str, int] | None = None,
     ):
-        import tiktoken
-
         special = dict(special or {})
         ranks: dict[bytes, int] = {}
         numbering: list[int] = []  # tiktoken's ids are ranks, the order of merging -> our ids
@@ -131,19 +121,29 @@ class Tokenizer:
             raise TokenizerError(f"the vocabulary has no token for the byte {missing[0]}")
         numbering += special.values()
         self.special = special
-        self.token_bytes = dict(
+        self.token_bytes: Mapping[int, bytes] = dict(
             zip(numbering, [*ranks, *(t.encode() for t in special)], strict=True)
         )
         if len(self.token_bytes) != len(numbering):
             raise TokenizerError("the vocabulary gives one id to two tokens")
         # GPT-2 numbers its tokens in the order of merging; other vocabularies need not.
         self._numbering = None if numbering == list(range(len(numbering))) else numbering
-        self._engine = tiktoken.Encoding(
-            "numpygpt",
-            pat_str=WORDS,
-            mergeable_ranks=ranks,
-            special_tokens={text: len(ranks) + i for i, text in enumerate(special)},
+        self._ranks = ranks
+        self._short = ShortTexts(ranks.get, LOOKUPS)
+
+    @functools.cached_property
+    def _engine(self) -> tiktoken.Encoding:
+        import tiktoken
+
+        ranks = self._mergeable()
+        special = {text: len(ranks) + i for i, text in enumerate(self.special)}
+        return tiktoken.Encoding(
+            "numpygpt", pat_str=WORDS, mergeable_ranks=ranks, special_tokens=special
         )
+
+    def _mergeable(self) -> dict[bytes, int]:
+        """The ordinary tokens and their ranks in the order of merging."""
+        return self._ranks
 
     # -- use -----------------------------------------------------------------------------------
 
@@ -192,13 +192,22 @@ class Tokenizer:
         allowed = set(allowed_special)
         if unknown := allowed - self.special.keys():
             raise TokenizerError(f"no special token is called {sorted(unknown)[0]!r}")
-        ids: list[int] = []
+        ranks = None
+        if "_engine" not in vars(self) and not any(name in text for name in allowed):
+            ranks = self._short.encode(text)
+        if ranks is None:
+            ranks = self._encode(text, allowed)
+        return ranks if self._numbering is None else [self._numbering[rank] for rank in ranks]
+
+    def _encode(self, text: str, allowed: set[str]) -> list[int]:
+        """The ranks of the tokens of any text, special tokens after the others."""
+        ranks: list[int] = []
         for part in _parts(text):
             try:
-                ids += self._engine.encode(part, allowed_special=allowed, disallowed_special=())
+                ranks += self._engine.encode(part, allowed_special=allowed, disallowed_special=())
             except ValueError as error:  # the regular expression gave up
                 raise TokenizerError(f"this text cannot be cut into words: {error}") from None
-        return ids if self._numbering is None else [self._numbering[i] for i in ids]
+        return ranks
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of some tokens; they need not be whole characters.
@@ -294,11 +303,15 @@ class Tokenizer:
 
         Without it, tokens are numbered as GPT-2's are: bytes, merges, ``<|endoftext|>``.
         """
-        lines = [line.rstrip("\r") for line in _read(merges).decode("utf-8", "replace").split("\n")]
+        data = _read(merges)
+        numbers = None if vocab is None else _read(vocab)
+        if _published(data, GPT2_MERGES) and (numbers is None or _published(numbers, GPT2_NUMBERS)):
+            return cls.gpt2()
+        lines = [line.rstrip("\r") for line in data.decode("utf-8", "replace").split("\n")]
         pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
         pieces = _pieces(pairs, merges)
-        if vocab is not None:
-            return cls._numbered(pieces, _parse(vocab), {}, vocab)
+        if vocab is not None and numbers is not None:
+            return cls._numbered(pieces, parse_json(numbers, str(vocab), TokenizerError), {}, vocab)
         return cls._checked(merges, _to_bytes(pieces), None, {END_OF_TEXT: len(pieces)})
 
     @classmethod
@@ -307,12 +320,14 @@ class Tokenizer:
 
         The format has no special tokens; ``<|endoftext|>`` gets the next id.
         """
+        import base64
+
         tokens: dict[int, bytes] = {}
         for line in _read(path).splitlines():
             try:
                 token, rank = line.split()
                 tokens[int(rank)] = base64.b64decode(token, validate=True)
-            except (ValueError, binascii.Error):
+            except ValueError:
                 raise TokenizerError(
                     f"{path}: expected a base64 token and a rank, found {line[:60]!r}"
                 ) from None
@@ -398,7 +413,7 @@ class Tokenizer:
     @functools.cache
     def gpt2(cls) -> Tokenizer:
         """The bundled vocabulary of OpenAI's GPT-2: 50257 tokens."""
-        return cls.from_merges(weights_directory() / "gpt2" / "vocab.bpe")
+        return _GPT2(_read(weights_directory() / "gpt2" / "vocab.bpe"))
 
     @classmethod
     def _numbered(
@@ -428,6 +443,30 @@ class Tokenizer:
             return cls(tokens, ids, special)
         except TokenizerError as error:
             raise TokenizerError(f"{source}: {error}") from None
+
+
+class _GPT2(Tokenizer):
+    """The bundled vocabulary: its file needs no check, and its tokens stay there until needed."""
+
+    def __init__(self, merges: bytes):
+        self.token_bytes = self._file = TokenFile(merges, END_OF_TEXT)
+        self.special = {END_OF_TEXT: len(self._file) - 1}
+        self._numbering = None
+        self._short = ShortTexts(self._file.find, SEARCHES)
+
+    def _mergeable(self) -> dict[bytes, int]:
+        tokens = self._file.ordinary()
+        self.token_bytes = dict(enumerate([*tokens, END_OF_TEXT.encode()]))  # faster than the file
+        return {token: rank for rank, token in enumerate(tokens)}
+
+
+def _published(data: bytes, file: tuple[int, str]) -> bool:
+    """Whether these bytes are a file that OpenAI published, known by its size and SHA-256."""
+    if len(data) != file[0]:
+        return False
+    import hashlib  # slow, and most files have another size
+
+    return hashlib.sha256(data).hexdigest() == file[1]
 
 
 def _parts(text: str) -> list[str]:
@@ -474,12 +513,12 @@ def _pieces(pairs: Sequence[Any], source: pathlib.Path) -> list[str]:
 
 def _to_bytes(pieces: Sequence[str]) -> list[bytes]:
     """What pieces stand for that are spelled in the byte alphabet."""
-    return [piece.translate(_TO_LATIN_1).encode("latin-1") for piece in pieces]
+    return [piece.translate(TO_LATIN_1).encode("latin-1") for piece in pieces]
 
 
 def _spelled(token: bytes) -> str:
     """A token in the byte alphabet."""
-    return "".join([_STAND_INS[byte] for byte in token])
+    return "".join([STAND_INS[byte] for byte in token])
 
 
 def _halves(token: bytes, rank: int, ranks: Mapping[bytes, int]) -> list[bytes]:

@@ -1,9 +1,13 @@
-"""The tokenizer: GPT-2's ids, every file layout, streams of text, and damaged vocabularies."""
+"""The tokenizer: GPT-2's ids, every file layout, streams of text, and damaged vocabularies.
+
+A text has the same ids whether Python or tiktoken encodes it, so both are tested, each alone.
+"""
 
 from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import itertools
 import json
 import pathlib
@@ -17,7 +21,8 @@ import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numpygpt import tokenizer
+from numpygpt import bpe, tokenizer
+from numpygpt.bpe import ShortTexts, TokenFile, merge
 from numpygpt.checkpoints.locate import weights_directory
 from numpygpt.errors import TokenError, TokenizerError
 from numpygpt.text import TextStream
@@ -35,6 +40,14 @@ FRAGMENTS = [
     "\0", "\ufeff",
 ]  # fmt: skip
 TEXTS = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=8))).map("".join)
+
+# Every character of the texts that Python encodes.
+WESTERN = [chr(code) for code in range(0x110000) if regex.fullmatch(bpe.WESTERN, chr(code))]
+WESTERN_TEXTS = st.lists(
+    st.sampled_from([f for f in FRAGMENTS if regex.fullmatch(bpe.WESTERN, f)])
+    | st.text(WESTERN, max_size=8)
+    | st.text("aeé 12\n", max_size=40)
+).map("".join)
 
 
 # -- GPT-2's vocabulary, read by code that shares nothing with the package ---------------------
@@ -134,8 +147,7 @@ def test_any_text_comes_back(text):
 
 @given(st.binary())
 def test_any_bytes_have_ids_and_come_back(data):
-    of_byte = {token: i for i, token in GPT2.token_bytes.items() if len(token) == 1}
-    ids = [of_byte[bytes([byte])] for byte in data]
+    ids = [BYTES.index(STAND_IN[byte]) for byte in data]
     assert GPT2.decode_bytes(ids) == data
     assert GPT2.decode(ids) == data.decode("utf-8", "replace")
 
@@ -163,6 +175,118 @@ def test_a_lone_surrogate_becomes_the_replacement_character_and_a_pair_its_chara
 def test_a_long_run_without_a_break_is_encoded(unit):
     text = unit * (200_000 // len(unit))
     assert GPT2.decode(GPT2.encode(text)) == text.replace("\ud800", "\ufffd")
+
+
+# -- short texts, encoded in Python ------------------------------------------------------------
+
+PATIENT = ShortTexts(gpt2_reference()._mergeable_ranks.get, patience=2**62)
+
+
+@pytest.mark.parametrize(
+    ("name", "of_unicode"), [("letters", r"\p{L}"), ("digits", r"\p{N}"), ("spaces", r"\s")]
+)
+def test_a_class_of_characters_is_that_of_unicode(name, of_unicode):
+    own = {c for c in WESTERN if re.fullmatch(f"[{bpe.WESTERN_CLASSES[name]}]", c)}
+    assert own == {c for c in WESTERN if regex.fullmatch(of_unicode, c)}
+
+
+def test_each_character_has_the_ids_that_tiktoken_gives_it():
+    assert len(WESTERN) == 0x250 + 24 + 47 + 1
+    for c in WESTERN:
+        for text in (f"a{c}b{c}", f"1{c}2", f" {c}{c} {c}a", f"!{c}!{c}", f"\n{c}\t", f"'{c}s"):
+            assert PATIENT.encode(text) == gpt2_reference().encode_ordinary(text), repr(text)
+
+
+@given(WESTERN_TEXTS)
+def test_a_short_text_has_the_ids_that_tiktoken_gives_it(text):
+    assert PATIENT.encode(text) == gpt2_reference().encode_ordinary(text)
+
+
+@given(TEXTS)
+def test_a_text_of_other_characters_is_left_to_tiktoken(text):
+    left = PATIENT.encode(text) is None
+    assert left == any(c not in WESTERN for c in text)
+
+
+def test_words_of_every_length_have_the_ids_that_tiktoken_gives_them():
+    # Beyond 100 bytes tiktoken merges by another algorithm.
+    for unit in ("a", "ab", "=", "Hello", "é", "0123456789", "antidisestablishment"):
+        for length in (1, 2, 3, 7, 50, 99, 100, 101, 102, 500, 2000):
+            word = (unit * length)[:length]
+            assert PATIENT.encode(word) == gpt2_reference().encode_ordinary(word), word
+
+
+@given(st.text("aebnr", min_size=1, max_size=30))
+def test_merging_is_that_of_the_definition(word):
+    # Without the look at the whole word, which only pays.
+    ids = {token: i for i, token in enumerate(BYTES + ["".join(p) for p in gpt2_merges()])}
+    assert merge(word.encode(), gpt2_reference()._mergeable_ranks.get) == slow_encode(
+        word, gpt2_merges(), ids
+    )
+
+
+def test_the_tokens_lie_in_their_file():
+    file = TokenFile(MERGES.read_bytes(), END_OF_TEXT)
+    ranks = gpt2_reference()._mergeable_ranks
+    assert file.ordinary() == list(ranks)
+    assert dict(file) == {**{i: token for token, i in ranks.items()}, 50256: END_OF_TEXT.encode()}
+    # One search takes 0.3 ms: the first and last tokens, one of every 200, and what is none.
+    for token in [*file.ordinary()[::200], *file.ordinary()[-3:], b"\n", b" ", b"\r", b"\xc4\xa0"]:
+        assert file.find(token) == ranks.get(token), token
+    for text in ("", "qq qq", "\n\n\n\n\n\n", "Ġt", "#version", END_OF_TEXT):
+        assert file.find(text.encode()) == ranks.get(text.encode()), text
+    for i in (-1, 50257, 10**30):
+        assert i not in file
+
+
+def test_windows_line_ends_change_no_token():
+    data = MERGES.read_bytes()
+    windows = TokenFile(data.replace(b"\n", b"\r\n"), END_OF_TEXT)
+    assert windows.ordinary() == list(gpt2_reference()._mergeable_ranks)
+    assert windows.find(b" the") == 262
+
+
+TEXT = "How many words until it is worth building the engine? naïve Straße "
+
+
+def test_patience_ends_and_then_there_are_no_ids():
+    asked = []
+
+    def find(token: bytes) -> int | None:
+        asked.append(token)
+        return gpt2_reference()._mergeable_ranks.get(token)
+
+    for patience in (0, 1, 5, 30, 100):
+        asked.clear()
+        encoder = ShortTexts(find, patience)
+        ids = encoder.encode(TEXT)
+        assert len(asked) <= patience
+        assert ids in (None, gpt2_reference().encode_ordinary(TEXT))
+    assert ids is not None
+    count = len(asked)
+    assert encoder.encode(TEXT) == ids  # known words cost nothing
+    assert encoder.encode(TEXT * bpe.SHORT) is None  # not even looked at
+    assert len(asked) == count
+
+
+def test_the_engine_takes_over_and_the_ids_stay_the_same():
+    gpt2 = tokenizer._GPT2(MERGES.read_bytes())
+    texts = [f"{TEXT} {number} {chr(97 + number % 26) * number}" for number in range(60)]
+    built = []
+    for text in texts:
+        assert gpt2.encode(text) == gpt2_reference().encode_ordinary(text)
+        built.append("_engine" in vars(gpt2))
+    assert not built[0]
+    assert built[-1]
+    assert gpt2.token_bytes == TokenFile(MERGES.read_bytes(), END_OF_TEXT)
+
+
+def test_text_that_may_spell_special_tokens_is_left_to_the_engine_if_it_does():
+    gpt2 = tokenizer._GPT2(MERGES.read_bytes())
+    assert gpt2.encode("Hello", allowed_special="all") == [15496]
+    assert gpt2.encode(f"a{END_OF_TEXT}") == gpt2_reference().encode_ordinary(f"a{END_OF_TEXT}")
+    assert "_engine" not in vars(gpt2)
+    assert gpt2.encode(f"a{END_OF_TEXT}b", allowed_special="all") == [64, 50256, 65]
 
 
 # -- special tokens ----------------------------------------------------------------------------
@@ -349,6 +473,23 @@ def test_the_numbers_of_tokens_need_not_follow_the_merges(tmp_path_factory, layo
     check()
 
 
+def test_the_files_that_openai_published_are_known_and_any_other_is_read(tmp_path):
+    merges = MERGES.read_bytes()
+    ids = {piece: i for i, piece in enumerate(BYTES + ["".join(p) for p in gpt2_merges()])}
+    numbers = json.dumps(ids | {END_OF_TEXT: 50256}).encode()
+    for data, (size, sha256) in zip(
+        (merges, numbers), (tokenizer.GPT2_MERGES, tokenizer.GPT2_NUMBERS), strict=True
+    ):
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (size, sha256)
+    assert make_vocab_bpe(tmp_path / "merges", merges) is GPT2
+    assert make_vocab_json(tmp_path / "both", numbers, merges) is GPT2
+    other = numbers.replace(b'"!": 0, "\\"": 1,', b'"!": 1, "\\"": 0,')  # of the same size
+    assert len(other) == len(numbers)
+    swapped = make_vocab_json(tmp_path / "other", other, merges)
+    assert swapped.encode("Hello!") == [15496, 1]
+    assert swapped.token_bytes == {**GPT2.token_bytes, 0: b'"', 1: b"!"}
+
+
 def test_windows_line_ends_and_a_missing_version_change_nothing(tmp_path):
     for number, merges in enumerate([MERGES_TEXT.replace("\n", "\r\n"), MERGES_TEXT[14:]]):
         tokenizer = make_vocab_json(tmp_path / str(number), merges=merges)
@@ -511,8 +652,6 @@ def test_a_million_spaces_are_no_trouble(text):
 @given(st.lists(st.sampled_from([" ", "\n", "\t", "\r", "\u3000", "\x85", "a", "1", "!", "'s"])))
 def test_cutting_inside_white_space_changes_no_ids(parts):
     text = "".join(parts)
-    gpt2 = Tokenizer.gpt2()
-    whole = gpt2.encode(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizer, "LONG_RUN", re.compile(r"[ \t\n\r]{2,}"))
-        assert gpt2.encode(text) == whole
+        assert GPT2._encode(text, set()) == gpt2_reference().encode_ordinary(text)

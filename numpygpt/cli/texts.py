@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import hashlib
 import os
 import pathlib
 import re
@@ -74,7 +73,7 @@ class Source(NamedTuple):
         if not _decoded(name, data):
             raise ArgumentError(f"{_shown(name)}: empty, there is nothing to score")
         held = data if name == STANDARD_INPUT or not pathlib.Path(name).is_file() else None
-        return cls(name, hashlib.sha256(data).hexdigest(), len(data), held)
+        return cls(name, _sha256(data), len(data), held)
 
     @classmethod
     def from_record(cls, value: Any, record: str) -> Source:
@@ -91,7 +90,7 @@ class Source(NamedTuple):
                 if text is None:
                     return cls(name, sha256, size)
                 data = text.encode("utf-8", "replace") if isinstance(text, str) else b""
-                if hashlib.sha256(data).hexdigest() != sha256:
+                if _sha256(data) != sha256:
                     raise ArgumentError(f"{record}: a text in it does not have the SHA-256 beside")
                 return cls(name, sha256, len(data), data)
         raise ArgumentError(
@@ -114,7 +113,7 @@ class Source(NamedTuple):
             If it has changed, or cannot be read any more.
         """
         data = _read(self.name) if self.data is None else self.data
-        found = hashlib.sha256(data).hexdigest()
+        found = _sha256(data)
         if found != self.sha256:
             raise ArgumentError(
                 f"{_shown(self.name)}: its content has changed: SHA-256 {found[:12]}... and "
@@ -197,6 +196,12 @@ def _read(name: str) -> bytes:
             f"{_shown(name)}: over {LARGEST // 2**20} MiB, the most for one text; split it"
         )
     return data
+
+
+def _sha256(data: bytes) -> str:
+    import hashlib  # slow, and a verb that reads no text needs it not
+
+    return hashlib.sha256(data).hexdigest()
 
 
 def _decoded(name: str, data: bytes) -> str:
