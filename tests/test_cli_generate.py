@@ -254,6 +254,26 @@ def test_chunk_is_the_most_rows_of_a_pass(cli, model, monkeypatch):
     assert most == [Settings.chunk, 3]
 
 
+def test_batch_is_the_most_sequences_of_a_pass(cli, model, monkeypatch):
+    most = []
+    last = Feeder.last
+
+    def watched(self: Any, new: Any, caches: Any, counts: Any = None) -> Any:
+        most.append(len(caches))
+        return last(self, new, caches, counts)
+
+    monkeypatch.setattr(Feeder, "last", watched)
+    argv = [str(THE), "--ids", "--model", model, "--max-new-tokens", "2", "--temperature", "1"]
+    for size, expected in ((["--batch", "2"], [2, 2, 2, 2, 1, 1]), ([], [5, 5])):
+        assert cli("generate", *argv, "--n", "5", *size).code == 0
+        assert most == expected
+        most.clear()
+    for size, expected in ((["--batch", "2"], [2, 2, 1, 1]), ([], [3, 3])):
+        run_lines(cli, monkeypatch, model, [b"[1]", b"[2]", b"[3]"], *size)
+        assert most == expected
+        most.clear()
+
+
 @pytest.mark.parametrize(
     "order", ["numpygpt", "transformers", "openai", "top_k", "top_p, top_k,temperature"]
 )
@@ -378,7 +398,9 @@ WRONG: list[tuple[str, str]] = [
     ("--chunk 0", "chunk must be an integer from 1 up"),
     ("--json --top-logprobs -1", "top_logprobs must be an integer from 0 up"),
     ("--top-logprobs 1", "--top-logprobs has no effect without --json or --jsonl"),
-    ("--batch 3", "--batch has no effect without --jsonl"),
+    ("--batch 3", "--batch has no effect on a single text; leave it out"),
+    ("--temperature 1 --n 2 --batch 0", "batch must be an integer from 1 to 10000, not 0"),
+    ("--beams 2 --n 2 --batch 2", "batch has no effect on beam search"),
     ("--ids", "a prompt with --ids expects token ids, not 'the'"),
     ("--config n_head", "--config expects NAME=VALUE"),
 ]
@@ -420,7 +442,8 @@ def test_two_dashes_are_a_value_too(cli, declared):
 
 def test_every_option_with_a_value_has_been_given_a_wrong_one(declared):
     tried = {word.partition("=")[0] for argv, _ in WRONG for word in argv.split(" ")}
-    others = {"--model", "--dtype", "--replay", "--json", "--jsonl"}  # elsewhere, or switches
+    others = {"--model", "--dtype", "--threads", "--replay", "--json", "--jsonl"}
+    # These are tried elsewhere, or are switches.
     assert declared.keys() <= tried | {*NUMBERS} | others
 
 
@@ -617,6 +640,19 @@ def test_what_has_no_end_is_refused(cli, model, monkeypatch, name, argv, message
 # -- JSON lines --------------------------------------------------------------------------------
 
 
+class Timed(io.StringIO):
+    """A standard output that notes when each line came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.times: list[int] = []
+
+    def write(self, text: str) -> int:
+        self.times += [self.now] * text.count("\n")
+        return super().write(text)
+
+
 def run_lines(
     cli: Any, monkeypatch: Any, model: str, lines: Sequence[bytes], *argv: str
 ) -> tuple[Result, list[dict[str, Any]]]:
@@ -774,14 +810,13 @@ BATCHES = ["1", "3", "8"]
         ["--chunk", "1", "--temperature", "2", "--seed", "7", "--n", "2"],
         ["--dtype", "float64", "--temperature", "2", "--seed", "7"],
         ["--dtype", "float64", "--lookup", "2", "--overflow", "slide", "--max-new-tokens", "16"],
-        ["--beams", "2", "--n", "2"],
     ],
     ids=str,
 )
 def test_the_results_do_not_depend_on_the_batch(cli, model, monkeypatch, argv):
     runs = [run_lines(cli, monkeypatch, model, SEVERAL, "--batch", b, *argv)[1] for b in BATCHES]
-    if "--chunk" in argv or "--beams" in argv:
-        assert runs[0] == runs[1] == runs[2]  # every bit; a beam search runs alone in any batch
+    if "--chunk" in argv:
+        assert runs[0] == runs[1] == runs[2]  # every bit
     else:  # without --chunk 1 log-probabilities may differ in their last bits
         ids = [[answer["ids"] for answer in run] for run in runs]
         assert ids[0] == ids[1] == ids[2]
@@ -793,6 +828,44 @@ def test_the_results_do_not_depend_on_the_batch(cli, model, monkeypatch, argv):
     prompts = [json.loads(line) for line in SEVERAL for _ in range(each)]
     asked = [p["prompt"] if isinstance(p, dict) else p for p in prompts]
     assert [answer["prompt"] for answer in runs[0]] == asked
+
+
+def test_a_beam_search_takes_one_line_after_the_other(cli, model, monkeypatch):
+    lines = [*SEVERAL[:2], b"[999]", b"3", *SEVERAL[2:4]]
+    result, answers = run_lines(cli, monkeypatch, model, lines, "--beams", "2", "--n", "2")
+    loaded = numpygpt.load(model)
+    found = [answer.get("ids", answer.get("error")) for answer in answers]
+    best = [
+        each.ids
+        for prompt in ("the", "12 then", [1, 2, 3, 4], "")
+        for each in loaded.beam_search(prompt, beams=2, n=2, max_new_tokens=2)
+    ]
+    assert found[:4] + found[6:] == best
+    assert "outside the vocabulary" in found[4]
+    assert "expected a text" in found[5]
+    assert (result.code, result.err.count("\n")) == (2, 2)
+
+
+def test_answers_come_in_the_order_of_the_lines(cli, model, monkeypatch):
+    """A short one that was finished first waits for those before it, and so does a wrong one."""
+    monkeypatch.setattr(sys, "stdout", out := Timed())
+    last, passes = Feeder.last, []
+
+    def watched(self: Any, *args: Any) -> Any:
+        passes.append(1)
+        out.now = len(passes)
+        return last(self, *args)
+
+    monkeypatch.setattr(Feeder, "last", watched)
+    pipe(monkeypatch, b'"the the the the"\n[5]\n[999]\n"the the"\n')
+    argv = ["--max-new-tokens", "9", "--overflow", "slide", "--stop-id", "7", "--force", "6=7"]
+    # The first makes seven tokens; the others stop at tokens of their own.
+    assert cli("generate", "--jsonl", "--model", model, *argv, "--batch", "2").code == 2
+    answers = [json.loads(line) for line in out.getvalue().splitlines()]
+    prompts = [answer["prompt"] for answer in answers]
+    assert prompts == ["the the the the", [5], [999], "the the"]
+    # The second line was finished in the same pass, the fourth later.
+    assert out.times == [7, 7, 7, 14]
 
 
 def test_samples_of_a_line_are_those_of_its_prompt_alone(cli, model, monkeypatch):
@@ -897,8 +970,10 @@ def talking(*argv: str) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def test_lines_are_answered_while_standard_input_is_open(model):
-    argv = ["--jsonl", "--batch", "1", "--model", model, "--max-new-tokens", "2"]
+@pytest.mark.parametrize("batch", [["--batch", "1"], [], ["--beams", "2"]], ids=str)
+def test_lines_are_answered_while_standard_input_is_open(model, batch):
+    """Nobody waits for lines that would fill the batch."""
+    argv = ["--jsonl", *batch, "--model", model, "--max-new-tokens", "2"]
     with talking(*argv) as process:
         for line, key in ((b'"the"', "ids"), (b"[999]", "error"), (b'"then"', "ids")):
             process.stdin.write(line + b"\n")
@@ -907,6 +982,83 @@ def test_lines_are_answered_while_standard_input_is_open(model):
         _, err = process.communicate()
     assert process.returncode == 2
     assert err.startswith(b"numpygpt: error: line 2 of standard input: ")
+
+
+def test_a_line_that_comes_later_runs_beside_those_that_are_running(cli, model, monkeypatch):
+    """And what is running does not wait for it."""
+    out, into = os.pipe()
+    last, together = Feeder.last, []
+
+    def watched(self: Any, new: Any, caches: Any, counts: Any = None) -> Any:
+        together.append(len(caches))
+        if len(together) == 3:
+            os.write(into, b'"then"\n')
+        elif len(together) > 3:
+            time.sleep(0.001)  # the thread that reads has its turn
+        if together[-1] == 2 and into not in closed:
+            closed.append(into)
+            os.close(into)
+        return last(self, new, caches, counts)
+
+    closed: list[int] = []
+    monkeypatch.setattr(Feeder, "last", watched)
+    argv = ["--model", model, "--max-new-tokens", "300", "--overflow", "slide", "--no-stop-id"]
+    with open(out, "rb") as stream:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream))
+        os.write(into, b'"the"\n')
+        result = cli("generate", "--jsonl", *argv)
+    answers = [json.loads(line) for line in result.out.splitlines()]
+    assert [(answer["prompt"], len(answer["ids"])) for answer in answers] == [
+        ("the", 300), ("then", 300)
+    ]  # fmt: skip
+    # Three passes alone, some more until the line was read, then both.
+    assert together[:3] == [1, 1, 1]
+    assert together.count(2) > 100
+    assert len(together) == 600 - together.count(2)
+
+
+def test_a_file_is_read_as_it_is_needed_without_a_thread(cli, model, monkeypatch, tmp_path):
+    """So that a run repeats: what runs together never depends on when a line came."""
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b"[1]\n[2]\n[999]\n[3]\n")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a thread was made")
+
+    monkeypatch.setattr(threading.Thread, "__init__", refuse)
+    with path.open("rb") as file:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(file))
+        result = cli("generate", "--jsonl", "--model", model, "--max-new-tokens", "2")
+    assert [json.loads(line)["prompt"] for line in result.out.splitlines()] == [
+        [1], [2], [999], [3]
+    ]  # fmt: skip
+
+
+def test_a_pipe_is_read_a_few_lines_ahead_and_no_more(cli, model, monkeypatch):
+    monkeypatch.setattr(json_lines, "AHEAD", 3)
+    read, real = [], json_lines._line
+    monkeypatch.setattr(
+        json_lines, "_line", lambda *args: read.append(args[0]) or real(*args)
+    )  # fmt: skip
+    begun = []
+    init = generate._Lines.answer
+
+    def answer(self: Any, number: int, *rest: Any) -> None:
+        begun.append(number)
+        time.sleep(0.01)  # the thread reads what it may
+        # Two that run, three that wait, and one in the thread's hands.
+        assert len(read) <= len(begun) + 2 + 3 + 1
+        init(self, number, *rest)
+
+    monkeypatch.setattr(generate._Lines, "answer", answer)
+    out, into = os.pipe()
+    os.write(into, b"[1]\n" * 40)
+    os.close(into)
+    with open(out, "rb") as stream:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream))
+        argv = ["--jsonl", "--model", model, "--max-new-tokens", "1", "--batch", "2"]
+        assert cli("generate", *argv).out.count("\n") == 40
+    assert len(read) == 40
 
 
 # -- Ctrl-C ------------------------------------------------------------------------------------
@@ -989,11 +1141,27 @@ def test_ctrl_c_keeps_the_lines_that_were_finished(cli, model, monkeypatch, batc
 
 
 def test_ctrl_c_ends_the_lines_beside_a_wrong_one_too(cli, model, monkeypatch):
-    interrupt(monkeypatch, 1)  # the first half of the batch is run by itself
-    lines = [b'"the"', b"[999]", b'"then"']
-    result, answers = run_lines(cli, monkeypatch, model, lines, "--max-new-tokens", "6")
-    assert (result.code, result.err) == (130, "")
-    assert [(answer["prompt"], len(answer["ids"])) for answer in answers] == [("the", 1)]
+    interrupt(monkeypatch, 2)
+    lines = [b'"the"', b"[999]", b"wrong", b'"then"']
+    argv = ["--max-new-tokens", "6", "--batch", "2"]
+    result, answers = run_lines(cli, monkeypatch, model, lines, *argv)
+    assert result.code == 130
+    assert [(a.get("prompt"), len(a.get("ids", []))) for a in answers] == [
+        ("the", 2), ([999], 0), (None, 0), ("then", 1)
+    ]  # fmt: skip
+    assert [line.split(":")[2] for line in result.err.splitlines()] == [
+        " line 2 of standard input", " line 3 of standard input"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("passes", "begun"), [(1, 2), (3, 5)])
+def test_ctrl_c_says_nothing_of_lines_that_had_not_begun(cli, model, monkeypatch, passes, begun):
+    interrupt(monkeypatch, passes)
+    lines = [b'"the"', b'"then"', b"wrong", b'"th"', b'"a"', b'"an"']
+    argv = ["--max-new-tokens", "2", "--batch", "2"]
+    _, answers = run_lines(cli, monkeypatch, model, lines, *argv)
+    asked = ["the", "then", None, "th", "a"][:begun]
+    assert [answer.get("prompt") for answer in answers] == asked
 
 
 def test_ctrl_c_in_a_beam_search_keeps_the_lines_that_were_finished(cli, model, monkeypatch):
@@ -1021,6 +1189,25 @@ def test_a_real_ctrl_c_ends_lines_with_what_had_come(long_model):
     assert (answer["prompt"], answer["finish_reason"]) == ("the", "interrupted")
     assert 0 < len(answer["ids"]) < 199_000
     assert err.count(b"\n") == 1  # of the wrong line
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such SIGINT")
+@pytest.mark.parametrize("lines", [b"", b'"the"\n'], ids=["before", "between"])
+def test_ctrl_c_while_it_waits_for_a_line(model, lines):
+    """The thread that waits for input does not keep the process."""
+    with talking("--jsonl", "--model", model, "--max-new-tokens", "2", "--seed", "1",
+                 "--temperature", "1") as process:  # fmt: skip
+        process.stdin.write(b"[999]\n" + lines)
+        process.stdin.flush()
+        for _ in range(1 + bool(lines)):
+            process.stdout.readline()
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)  # standard input stays open
+        out, err = process.stdout.read(), process.stderr.read()
+    assert (process.returncode, out) == (130, b"")
+    assert err.count(b"\n") == 1  # of the wrong line
+    assert b"Fatal" not in err
 
 
 # -- run records -------------------------------------------------------------------------------
@@ -1088,6 +1275,7 @@ REPLAYED: dict[str, list[str]] = {
     "slide": ["--max-new-tokens", "30", "--overflow", "slide", "--keep", "3"],
     "truncate": ["--max-new-tokens", "11", "--overflow", "truncate-left"],
     "chunk": ["--chunk", "1"],
+    "batch": [*SAMPLING, "--n", "5", "--batch", "2"],
     "penalties": ["--presence-penalty", "1", "--frequency-penalty", "0.1", "--penalty-window", "3"],
 }
 

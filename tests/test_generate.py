@@ -7,6 +7,8 @@ import dataclasses
 import itertools
 import json
 import math
+import re
+import types
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from support import random_ids, random_params
 
 import numpygpt
 from numpygpt.api import Model
-from numpygpt.decoding import Generation, fitted, generate
+from numpygpt.decoding import Generation, Settings, fitted, generate, lookup
 from numpygpt.errors import (
     ArgumentError,
     ContextError,
@@ -203,28 +205,46 @@ def naive(model, prompt, sample=0, **o):
     return result
 
 
+def guess(ids, most):
+    """What followed the last time, around and around if need be; by plain search."""
+    for place in range(len(ids) - 4, -1, -1):
+        if ids[place : place + 3] == ids[-3:]:
+            return [ids[place + 3 :][i % (len(ids) - place - 3)] for i in range(most)]
+    return []
+
+
 def statistics(prompt, tokens, o):
-    """Passes, proposals, and right ones, of a lookup that made these tokens, by plain search."""
-    ids, new, start = list(prompt), list(tokens), max(0, len(prompt) - N_CTX)
-    passes = drafted = accepted = 0
-    while new:
+    """Passes, proposals, and right ones, of a lookup that made these tokens.
+
+    A guess is worth reading while the guesses before it had enough right tokens. Where it is not,
+    it is watched: the next one is made when it has ended.
+    """
+    ids, start, worth = list(prompt), max(0, len(prompt) - N_CTX), lookup.PRICE
+    passes = drafted = accepted = watched = place = 0
+    while place < len(tokens):
         if len(ids) - start > N_CTX:
             start = len(ids) - (o.get("keep") or N_CTX // 2)
-        made = len(ids) - len(prompt)
-        most = min(o["lookup"], o["max_new_tokens"] - made - 1, N_CTX - (len(ids) - start))
-        draft = []
-        for place in range(len(ids) - 3):
-            if ids[place : place + 3] == ids[-3:]:
-                draft = ids[place + 3 :][: max(most, 0)]
-        passes, drafted = passes + 1, drafted + len(draft)
-        for k in range(len(draft) + 1):
-            token = new.pop(0)
-            ids.append(token)
-            right = k < len(draft) and draft[k] == token
-            accepted += right
-            if not right or not new:
-                break
+        most = min(o["lookup"], o["max_new_tokens"] - place - 1, N_CTX - (len(ids) - start))
+        hoped = guess(ids, max(most, 0)) if place >= watched else []
+        pairs = enumerate(zip(hoped, tokens[place:], strict=False))
+        right = next((i for i, (one, other) in pairs if one != other), len(hoped))
+        right = min(right, len(tokens) - place)
+        read = worth >= lookup.PRICE
+        if hoped:
+            worth += (right - worth) / 8
+            watched = place + min(right + 1, len(hoped))
+        new = right + 1 if hoped and read else 1
+        passes, drafted = passes + 1, drafted + len(hoped) * read
+        accepted += right if hoped and read else 0
+        ids += tokens[place : place + new]
+        place += new
     return passes, drafted, accepted
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Every guess is read, whether that pays or not."""
+    monkeypatch.setattr(lookup, "PRICE", 0.0)
 
 
 # -- what is compared -----------------------------------------------------------------------------
@@ -402,13 +422,16 @@ def test_logprobs_are_the_models_own_whatever_the_filters_do():
 # -- batches and samples --------------------------------------------------------------------------
 
 
-@given(st.lists(PROMPTS, min_size=1, max_size=4), options(), st.integers(0, 3))
+BATCHES = st.none() | st.integers(1, 5)
+
+
+@given(st.lists(PROMPTS, min_size=1, max_size=6), options(), st.integers(0, 3), BATCHES)
 @settings(max_examples=20)
-def test_a_row_of_a_batch_is_its_single_run(prompts, o, lookup):
-    o |= {"lookup": lookup}
+def test_a_row_of_a_batch_is_its_single_run(prompts, o, most, size):
+    o |= {"lookup": most}
     try:
-        batch = MODEL.generate(prompts, **o)
-        exact = MODEL.generate(prompts, **o, chunk=1)
+        batch = MODEL.generate(prompts, **o, batch=size)
+        exact = MODEL.generate(prompts, **o, batch=size, chunk=1)
     except ArgumentError:  # everything was ruled out
         assume(False)
     for prompt, row, same in zip(prompts, batch, exact, strict=True):
@@ -416,11 +439,11 @@ def test_a_row_of_a_batch_is_its_single_run(prompts, o, lookup):
         assert same == MODEL.generate(prompt, **o, chunk=1)
 
 
-@given(st.lists(PROMPTS, min_size=1, max_size=3), options(), st.integers(1, 5))
+@given(st.lists(PROMPTS, min_size=1, max_size=5), options(), st.integers(1, 5), BATCHES)
 @settings(max_examples=15)
-def test_in_float32_with_chunk_1_a_row_is_its_single_run_to_the_last_bit(prompts, o, lookup):
+def test_in_float32_with_chunk_1_a_row_is_its_single_run_to_the_last_bit(prompts, o, most, size):
     try:
-        batch = SINGLE.generate(prompts, **o, lookup=lookup, chunk=1)
+        batch = SINGLE.generate(prompts, **o, lookup=most, batch=size, chunk=1)
     except ArgumentError:
         assume(False)
     for prompt, row in zip(prompts, batch, strict=True):
@@ -439,11 +462,15 @@ def test_each_sample_is_the_naive_loop_with_its_own_generator(prompt, lookup):
     assert len({tuple(result.ids) for result in samples}) == 5
 
 
-@given(st.lists(PROMPTS, min_size=1, max_size=3), st.integers(1, 4), st.integers(2, 6))
-@settings(max_examples=8)
-def test_a_sample_depends_neither_on_their_number_nor_on_the_batch(prompts, few, more):
-    o = {**SAMPLED, "seed": 5, "overflow": "slide", "chunk": 1}
-    batch = MODEL.generate(prompts, n=more, **o)
+@given(
+    st.lists(PROMPTS, min_size=1, max_size=3), st.integers(1, 4), st.integers(2, 6), BATCHES,
+    st.lists(TOKENS, max_size=3),
+)  # fmt: skip
+@settings(max_examples=20)
+def test_a_sample_depends_neither_on_their_number_nor_on_the_batch(prompts, few, more, size, stop):
+    """Samples that end early make way for others, of the same prompt and of the next."""
+    o = {**SAMPLED, "seed": 5, "overflow": "slide", "chunk": 1, "stop_ids": stop}
+    batch = MODEL.generate(prompts, n=more, batch=size, **o)
     for prompt, row in zip(prompts, batch, strict=True):
         alone = MODEL.generate(prompt, n=few, **o)
         common = min(few, more)
@@ -529,6 +556,282 @@ def test_one_number_is_drawn_for_each_token(monkeypatch, o):
 def test_greedy_decoding_draws_nothing(monkeypatch):
     monkeypatch.delattr(generate.np.random, "default_rng")
     assert len(MODEL.generate([1], max_new_tokens=5, stop_ids=()).ids) == 5
+
+
+# -- more sequences than places -------------------------------------------------------------------
+
+
+@pytest.fixture
+def places(monkeypatch):
+    """Which sequences of the slab each reading is for, and the slabs there are."""
+    seen, slabs = [], []
+    real, cache = numpygpt.feed.Feeder.last, generate.Cache
+
+    def last(self, new, caches, counts=None):
+        seen.append([each.place.start for each in caches])
+        assert all(each.slab is slabs[0].slab for each in caches)
+        return real(self, new, caches, counts)
+
+    monkeypatch.setattr(numpygpt.feed.Feeder, "last", last)
+    monkeypatch.setattr(
+        generate, "Cache", lambda *args: slabs.append(cache(*args)) or slabs[-1]
+    )  # fmt: skip
+    return seen, slabs
+
+
+def test_a_thousand_prompts_need_no_more_caches_than_run_together(places):
+    seen, slabs = places
+    prompts = [[i % V] * (1 + i % 3) for i in range(1000)]
+    results = MODEL.generate(prompts, max_new_tokens=3, batch=4, stop_ids=[0, 4, 6])
+    (slab,) = slabs
+    assert slab.keys.shape[1] == 4
+    assert slab.capacity == 3 + 3 - 1
+    assert len({len(result.ids) for result in results}) > 1  # some end before others
+    # The i-th running sequence has the i-th cache, and every place is taken while one waits.
+    assert all(row == list(range(len(row))) for row in seen)
+    made = sum(result.passes for result in results)
+    assert len(seen) <= made / 4 + 3
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_a_finished_sequence_makes_way_for_the_next(monkeypatch, rows, size):
+    """Prompts of one token, each with a number of new tokens of its own."""
+    lengths = [3, 1, 5, 2, 2, 4, 1]
+
+    def scripted(self, logits):  # the i-th prompt ends after so many tokens
+        return (END if self.made + 1 == lengths[self.of] else 0), 0.0
+
+    monkeypatch.setattr(generate, "_likeliest", lambda logits: None)
+    monkeypatch.setattr(generate.Running, "_next", scripted)
+    results = MODEL.generate([[1]] * 7, max_new_tokens=9, batch=size)
+    assert [result.passes for result in results] == lengths
+    # Each free place goes to the next at once.
+    waiting, running, wanted = list(lengths), [], []
+    while waiting or running:
+        while waiting and len(running) < size:
+            running.append(waiting.pop(0))
+        wanted.append(len(running))
+        running = [left - 1 for left in running if left > 1]
+    assert rows == wanted
+
+
+def test_samples_that_wait_do_not_read_the_prompt_again(rows):
+    prompt = random_ids(CONFIG, 9).tolist()
+    o = {"n": 5, "seed": 1, "temperature": 1.0, "max_new_tokens": 3, "stop_ids": ()}
+    results = MODEL.generate(prompt, batch=2, **o)
+    assert rows == [8] + [2] * 6 + [1] * 3
+    for result, alone in zip(results, MODEL.generate(prompt, **o), strict=True):
+        assert_same(result, alone)
+
+
+@pytest.mark.parametrize("keep", [1, 7, None, N_CTX])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_window_that_has_slid_is_not_what_the_next_sample_reads(size, keep):
+    """The place of a sample is taken over with the prompt in its cache, if that is still there."""
+    o = {"n": 6, "seed": 1, "temperature": 1.4, "overflow": "slide", "keep": keep, "chunk": 1,
+         "max_new_tokens": 40, "stop_ids": [4]}  # fmt: skip
+    prompts = [[1, 2, 3, 4, 5], [3, 1]]
+    results = MODEL.generate(prompts, batch=size, **o)
+    assert results == MODEL.generate(prompts, **o)
+    lengths = [5 + len(result.ids) for result in results[0]]
+    assert min(lengths) < N_CTX < max(lengths)
+
+
+@pytest.mark.parametrize(
+    ("count", "o", "expected"),
+    [
+        # 12 layers of 768 in float32: 2 * 12 * 768 * 4 = 73,728 bytes a position.
+        (40, {}, (32, 128)),  # of 9.4 MB each: the most
+        (3, {}, (3, 128)),  # no more than there are
+        (40, {"max_new_tokens": 900}, (16, 910)),  # of 64 MiB each: 16.003
+        (40, {"max_new_tokens": 1000}, (14, 1010)),
+        (None, {}, (14, 1024)),  # whatever comes: 75.5 MB each
+        (40, {"max_new_tokens": 1000, "batch": 33}, (33, 1010)),
+        (None, {"batch": 5}, (5, 1024)),
+        (2, {"n": 3, "temperature": 1.0}, (6, 128)),
+    ],
+    ids=str,
+)
+def test_how_many_run_together_by_hand(count, o, expected):
+    config = Config(n_layer=12, n_head=12, n_embd=768)
+    prompts = iter(()) if count is None else [np.zeros(11, np.intp)] * count
+    kind = types.SimpleNamespace(dtype=np.dtype(np.float32))
+    o = Settings(**{"max_new_tokens": 118, **o})
+    room = generate._Room.of(prompts, o, kind, config)
+    assert (room.size, room.positions) == expected
+
+
+def test_at_least_one_runs_however_large_the_model_is():
+    config = Config(n_layer=48, n_head=100, n_embd=6400)
+    kind = types.SimpleNamespace(dtype=np.dtype(np.float64))
+    assert generate._Room.of(iter(()), Settings(), kind, config).size == 1
+
+
+def test_steps_come_in_the_order_of_the_sequences():
+    seen = []
+    o = {"max_new_tokens": 6, "stop_ids": [0, 6, 8], "seed": 1, "temperature": 1.4, "batch": 3}
+    results = MODEL.generate([[1, 2], [3], [4]], n=4, on_step=seen.append, **o)
+    assert len({len(result.ids) for row in results for result in row}) > 3
+    numbers = [[step.sequence for step in steps] for steps in seen]
+    assert all(row == sorted(set(row)) for row in numbers)
+    assert max(map(len, numbers)) == 3
+    flat = [(step.sequence, step.token) for steps in seen for step in steps]
+    for i, result in enumerate(itertools.chain(*results)):
+        made = result.ids + [result.stop] * isinstance(result.stop, int)
+        assert [token for number, token in flat if number == i] == made
+
+
+# -- prompts one by one ---------------------------------------------------------------------------
+
+
+def result_or_message(prompt, o):
+    try:
+        return MODEL.generate(prompt, **o)
+    except ArgumentError as error:
+        return str(error)
+
+
+@given(st.lists(PROMPTS | st.none(), max_size=8), options(), st.integers(1, 3), BATCHES)
+@settings(max_examples=20)
+def test_prompts_that_come_one_by_one_get_the_same_results(prompts, o, n, size):
+    o |= {"n": n if o.get("temperature") else 1, "batch": size, "chunk": 1}
+    given_prompts = [prompt for prompt in prompts if prompt is not None]
+    found = dict(MODEL.generate_each(iter(prompts), **o))
+    assert sorted(found) == list(range(len(given_prompts)))
+    for number, prompt in enumerate(given_prompts):
+        answer = found[number]
+        shown = str(answer) if isinstance(answer, ArgumentError) else answer
+        assert shown == result_or_message(prompt, o)
+
+
+def test_no_prompt_is_asked_for_before_there_is_room():
+    asked, answered = [], []
+
+    def endless():
+        for i in itertools.count():
+            asked.append(i)
+            assert len(asked) - len(answered) <= 3
+            yield [1] * (1 + i % 4)
+
+    each = MODEL.generate_each(endless(), max_new_tokens=4, batch=3, stop_ids=[0, 6])
+    for number, result in itertools.islice(each, 50):
+        answered.append(number)
+        assert len(result) == 1
+    assert sorted(answered)[:40] == list(range(40))
+
+
+def test_what_is_wrong_with_a_prompt_is_told_in_its_place():
+    prompts = [[1, 2], [99], [], None, "text", [3] * 30, [4], 5]
+    o = {"max_new_tokens": 3, "stop_ids": (), "batch": 2}
+    found = dict(MUTE.generate_each(prompts, **o))
+    assert sorted(found) == list(range(7))
+    for number, words in [
+        (1, "outside the vocabulary"), (2, "prompt is empty"), (3, "no vocabulary files"),
+        (4, "30 prompt [+] 3 new tokens"), (6, "must be text or token ids"),
+    ]:  # fmt: skip
+        assert isinstance(found[number], NumpyGPTError)
+        assert re.search(words, str(found[number]))
+    for number, prompt in ((0, [1, 2]), (5, [4])):
+        assert_same(found[number][0], MUTE.generate(prompt, **o))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, None])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_prompt_that_fails_on_the_way_takes_no_other_with_it(size, n, rows):
+    """The second has used all tokens but two; after these, nothing is left."""
+    prompts = [[0, 1], list(range(V - 2)), [5], [7, 8, 9]]
+    o = {"no_repeat_ngram": 1, "max_new_tokens": 4, "stop_ids": (), "temperature": 1.0, "seed": 1,
+         "n": n}  # fmt: skip
+    found = dict(MODEL.generate_each(prompts, batch=size, **o))
+    read = sum(rows)
+    assert isinstance(found.pop(1), ArgumentError)
+    assert sorted(found) == [0, 2, 3]
+    for number, results in found.items():
+        for result, alone in zip(results, MODEL.generate(prompts[number], **o), strict=True):
+            assert_same(result, alone)
+    # Its other samples are given up: with one place, they never begin.
+    if size == 1:
+        assert read == sum(len(prompts[i]) - 1 + n * 4 for i in (0, 2, 3)) + V - 2 + 2
+    with pytest.raises(ArgumentError, match="rule out every token"):
+        MODEL.generate(prompts, batch=size, **o)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 9])
+def test_a_sample_that_fails_ends_the_others_of_its_prompt(monkeypatch, size):
+    """The middle one of three, at its second token; the first has one more by then."""
+    take = generate.Running.take
+
+    def failing(self, *args):
+        if self.number == 4 and self.made == 1:
+            raise ArgumentError("on purpose")
+        return take(self, *args)
+
+    o = {"n": 3, "temperature": 1.0, "seed": 1, "max_new_tokens": 4, "stop_ids": (), "chunk": 1}
+    prompts, steps = [[1], [2, 3], [4]], []
+    wanted = MODEL.generate(prompts, **o)
+    monkeypatch.setattr(generate.Running, "take", failing)
+    each = list(MODEL.generate_each(prompts, batch=size, **o, on_step=steps.extend))
+    assert len(each) == 3
+    found = dict(each)
+    assert str(found.pop(1)) == "on purpose"
+    assert found == {0: wanted[0], 2: wanted[2]}
+    # Nothing of it comes after its error: of the last sample one token at most.
+    assert sum(step.sequence == 5 for step in steps) <= 1
+
+
+def test_prompts_that_get_no_tokens(rows):
+    prompts = [[1], None, [99], [2, 3]]
+    found = dict(MODEL.generate_each(prompts, max_new_tokens=0, n=2, temperature=1.0))
+    assert found[0] == MODEL.generate([1], max_new_tokens=0, n=2, temperature=1.0)
+    assert isinstance(found[1], NumpyGPTError)
+    assert [result.prompt_ids for result in found[2]] == [[2, 3]] * 2
+    assert rows == []
+
+
+def test_settings_are_refused_before_a_prompt_is_asked_for():
+    def untouchable():
+        raise AssertionError
+        yield
+
+    with pytest.raises(ArgumentError, match="top_k"):
+        MODEL.generate_each(untouchable(), top_k=3)
+    assert list(MODEL.generate_each([])) == []
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_ctrl_c_gives_back_what_had_begun(count):
+    prompts = [[1, 2], [3], [99], [5, 6, 7], [8], [9]]
+    o = {**ENDING, "n": 2, "batch": 3}
+    whole, found = dict(MODEL.generate_each(prompts, **o)), {}
+    with pytest.raises(Interrupted) as caught:
+        found.update(MODEL.generate_each(prompts, **o, on_step=after(count)))
+    rest = dict(caught.value.results)
+    assert [number for number, _ in caught.value.results] == sorted(rest)
+    assert not found.keys() & rest.keys()
+    assert found.keys() | rest.keys() == set(range(len(found) + len(rest)))  # the others wait
+    for number, answer in (found | rest).items():
+        if number == 2:
+            assert isinstance(answer, NumpyGPTError)
+            continue
+        for row, complete in zip(answer, whole[number], strict=True):
+            if row.finish_reason == "interrupted":
+                assert number in rest
+                assert row.ids == complete.ids[: len(row.ids)]
+                assert row.text == MODEL.tokenizer.decode(row.ids)
+            else:
+                assert row == complete
+    assert any(row.finish_reason == "interrupted" for a in rest.values() if isinstance(a, list)
+               for row in a)  # fmt: skip
+
+
+def test_what_had_not_begun_is_interrupted_without_tokens():
+    o = {"max_new_tokens": 4, "stop_ids": (), "batch": 2}
+    with pytest.raises(Interrupted) as caught:
+        MODEL.generate([[1], [2], [3], [4], [5]], **o, on_step=after(5))
+    results = caught.value.results
+    assert [len(result.ids) for result in results] == [4, 4, 1, 1, 0]
+    assert [result.finish_reason for result in results] == ["length"] * 2 + ["interrupted"] * 3
+    assert results[4] == Generation([5], finish_reason="interrupted", text="")
 
 
 # -- more tokens than positions -------------------------------------------------------------------
@@ -647,51 +950,59 @@ def test_fitted_leaves_the_prompt_or_its_end(length, most, overflow):
 CYCLES = st.builds(lambda part: (part * 9)[:30], st.lists(TOKENS, min_size=1, max_size=4))
 
 
-@given(PROMPTS | CYCLES, st.booleans(), options(), st.integers(1, 10), st.sampled_from([1, 3, 256]))
+@given(
+    PROMPTS | CYCLES, st.booleans(), options(), st.integers(1, 10), st.sampled_from([1, 3, 256]),
+    st.sampled_from([0.0, lookup.PRICE]),
+)  # fmt: skip
 @settings(max_examples=60)
-def test_lookup_changes_no_token(prompt, go_on, o, lookup, chunk):
-    o |= {"chunk": chunk}
+def test_lookup_changes_no_token(prompt, go_on, o, most, chunk, price):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lookup, "PRICE", price)
+        check_lookup(prompt, go_on, o | {"chunk": chunk}, most)
+
+
+def check_lookup(prompt, go_on, o, most):
     if go_on:
         o["forced"] = {i: prompt[i % len(prompt)] for i in range(o["max_new_tokens"] * 3 // 4)}
     try:
         plain = MODEL.generate(prompt, **o)
     except ArgumentError:
         with pytest.raises(ArgumentError, match="rule out every token"):
-            MODEL.generate(prompt, **o, lookup=lookup)
+            MODEL.generate(prompt, **o, lookup=most)
         return
-    guessed = MODEL.generate(prompt, **o, lookup=lookup)
+    guessed = MODEL.generate(prompt, **o, lookup=most)
     assert_same(guessed, plain)
-    if chunk == 1:
+    if o["chunk"] == 1:
         assert bits(guessed) == bits(plain)
     assert (plain.drafted, plain.accepted) == (0, 0)
     made = guessed.ids + [guessed.stop] * isinstance(guessed.stop, int)
     prompt = guessed.prompt_ids
     counted = (guessed.passes, guessed.drafted, guessed.accepted)
-    assert counted == statistics(prompt, made, o | {"lookup": lookup})
+    assert counted == statistics(prompt, made, o | {"lookup": most})
     assert plain.passes == len(made)
 
 
 LOOPING = [1, 2, 3, 1, 2, 3, 1, 2, 3]
 
 
-@pytest.mark.parametrize("lookup", [1, 2, 3, 5, 10, 10**30])
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 10, 10**30])
 @pytest.mark.parametrize("o", [{}, {"temperature": 0.5, "seed": 3}], ids=str)
-def test_lookup_saves_passes_where_the_text_repeats_itself(rows, lookup, o):
+def test_lookup_saves_passes_where_the_text_repeats_itself(rows, always, most, o):
     o = {**o, "max_new_tokens": 15, "logit_bias": {11: 1.5}, "stop_ids": ()}
     plain = MODEL.generate([11] * 9, **o)
     assert rows == [9] + [1] * 14
     rows.clear()
-    guessed = MODEL.generate([11] * 9, **o, lookup=lookup)
+    guessed = MODEL.generate([11] * 9, **o, lookup=most)
     assert guessed.ids == plain.ids
     # The prompt and the proposals were read; each pass made a token beside the right proposals.
     assert (len(rows), sum(rows)) == (guessed.passes, 8 + guessed.passes + guessed.drafted)
     assert guessed.passes + guessed.accepted == 15
     assert guessed.accepted >= 4
-    assert max(rows[1:]) <= 1 + lookup
+    assert max(rows[1:], default=0) <= 1 + most
 
 
 @pytest.mark.parametrize("ending", [{"stop": ["bc"], "stop_ids": ()}, {"stop_ids": [2]}], ids=str)
-def test_a_text_that_ends_on_a_right_proposal_ends_there(ending):
+def test_a_text_that_ends_on_a_right_proposal_ends_there(always, ending):
     """Each pass makes one token more than it has right proposals, unless the text ends before."""
     o = {"max_new_tokens": 15, "chunk": 1, **ending}
     shortened = 0
@@ -724,10 +1035,11 @@ def test_proposals_where_the_window_slides(rows):
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 256])
-def test_lookup_for_several_samples_and_prompts(chunk):
+@pytest.mark.parametrize("size", [None, 1, 5])
+def test_lookup_for_several_samples_and_prompts(always, chunk, size):
     prompts = [LOOPING, [4, 4, 4, 4, 4], [1, 2], [0] * 30]
     o = {"n": 3, "seed": 4, "temperature": 0.6, "max_new_tokens": 25, "overflow": "slide",
-         "chunk": chunk, "stop": ["b\n", "aa"]}  # fmt: skip
+         "chunk": chunk, "stop": ["b\n", "aa"], "batch": size}  # fmt: skip
     plain = MODEL.generate(prompts, **o)
     guessed = MODEL.generate(prompts, **o, lookup=4)
     for row, wanted in zip(itertools.chain(*guessed), itertools.chain(*plain), strict=True):
@@ -802,17 +1114,17 @@ def test_lookup_leaves_the_distribution_as_it_is():
 def test_a_wrong_rule_of_acceptance_would_be_seen(monkeypatch):
     """A second draw where the first one missed the proposal: the proposal comes too often."""
 
-    class Eager(generate._Sequence):
-        def take(self, logits, proposed):
+    class Eager(generate.Running):
+        def take(self, logits, proposed, likeliest):
             self.hoped = proposed.tolist()
-            return super().take(logits, proposed)
+            return super().take(logits, proposed, likeliest)
 
         def _next(self, row):
-            token = super()._next(row)
+            token, margin = super()._next(row)
             hoped = self.hoped.pop(0) if self.hoped else token
-            return token if token == hoped else super()._next(row)
+            return (token, margin) if token == hoped else super()._next(row)
 
-    monkeypatch.setattr(generate, "_Sequence", Eager)
+    monkeypatch.setattr(generate, "Running", Eager)
     distance, freedom = chi_square(Model(THREE, random_params(THREE, seed=5)))
     assert distance > 3 * threshold(freedom)
 
@@ -1129,7 +1441,7 @@ def test_ctrl_c_after_the_last_token_of_a_stream_changes_nothing(o):
 
 @pytest.mark.parametrize("model", [MODEL, SINGLE], ids=["float64", "float32"])
 @pytest.mark.parametrize("o", [{}, {"temperature": 0.5, "seed": 3}], ids=str)
-def test_results_are_of_pythons_own_types(model, o):
+def test_results_are_of_pythons_own_types(always, model, o):
     """So that a record of them can be written as JSON."""
     result = model.generate(
         np.array([11] * 9, np.int32), max_new_tokens=9, lookup=3, top_logprobs=2, stop=["b"], **o

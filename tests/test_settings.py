@@ -72,12 +72,13 @@ def assert_refused(name, value, words, error=ArgumentError):
 
 LEAST = {
     "max_new_tokens": 0, "min_new_tokens": 0, "top_k": 1, "penalty_window": 1,
-    "no_repeat_ngram": 1, "seed": 0, "n": 1, "top_logprobs": 0, "lookup": 0, "keep": 1, "chunk": 1,
+    "no_repeat_ngram": 1, "seed": 0, "n": 1, "top_logprobs": 0, "lookup": 0, "keep": 1, "batch": 1,
+    "chunk": 1,
 }  # fmt: skip
 
 
 def up_to(name):
-    return "to 10000" if name == "n" else "up"
+    return "to 10000" if name in ("n", "batch") else "up"
 
 
 NO_INTEGERS = [

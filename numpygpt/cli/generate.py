@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
-from itertools import chain, islice
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from .. import records
-from ..api import Model
+from ..api import Answer, Model, Prompt
 from ..decoding import Generation
-from ..errors import ArgumentError, NumpyGPTError
-from .json_lines import Line, print_answers, read_lines
-from .options import ModelChoice, add_model, whole
+from ..errors import ArgumentError, Interrupted
+from .json_lines import Line, arriving, print_answers
+from .options import ModelChoice, add_model
+from .pace import Pace
 from .record import add_record, finish, recorded
 from .request import Request, add_settings, numbers, prompt_of
 from .terminal import INTERRUPTED, tell
-from .texts import STANDARD_INPUT
 
 __all__ = ["add", "run"]
 
@@ -40,11 +41,10 @@ with --jsonl, line by line:
 Each result comes out as a JSON object with all keys of its line and those of a
 generation: prompt_ids, ids, text, finish_reason ..., sample (its number), seed;
 or with "error" if the line cannot be continued; the exit code is then 2. Blank
-lines are left out.
+lines are left out. Results come in the order of their lines, each as soon as it
+and those before it are finished. A line that comes through a pipe is begun at
+once, beside those that are running.
 """
-
-# Prompts that --jsonl continues together.
-BATCH = 8
 
 # Keys of an answer to a line with --jsonl. A line that had one, too, would lose its value.
 ANSWER = {field.name for field in dataclasses.fields(Generation)} | {"sample", "seed"}
@@ -82,13 +82,6 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
         "object for each result, in that order",
     )
     group.add_argument(
-        "--batch",
-        type=whole(1),
-        metavar="N",
-        help="most prompts that --jsonl continues together, from 1; with 1 each line is answered "
-        f"as it comes (default: {BATCH})",
-    )
-    group.add_argument(
         "--top-logprobs",
         type=int,
         default=0,
@@ -124,8 +117,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _request(args: argparse.Namespace) -> Request:
     """What the options and the prompt ask for; nothing is read before the options are checked."""
-    if args.batch is not None:
-        raise ArgumentError("--batch has no effect without --jsonl; leave it out")
+    if args.batch is not None and args.n == 1:
+        raise ArgumentError("--batch has no effect on a single text; leave it out")
     if args.top_logprobs and not args.json:
         raise ArgumentError("--top-logprobs has no effect without --json or --jsonl")
     request = Request.of(args, [])
@@ -149,7 +142,8 @@ def _print(request: Request, results: Sequence[Generation], as_ids: bool) -> Non
 def _stream(model: Model, request: Request) -> int:
     """Print a single text as it comes."""
     (prompt,) = request.prompts
-    pieces = model.stream(prompt, **request.settings)
+    pace = Pace()
+    pieces = model.stream(prompt, on_step=pace, **request.settings)
     printed, interrupted = -1, False
     try:
         first = next(pieces, "")  # most errors come before any output
@@ -165,6 +159,8 @@ def _stream(model: Model, request: Request) -> int:
         if printed >= 0 or interrupted:
             print()
     _tell_lookup(request, [pieces.result])
+    if problem := pace.problem(model):
+        tell("warning", problem)
     return INTERRUPTED if interrupted else 0
 
 
@@ -192,21 +188,68 @@ def _run_lines(args: argparse.Namespace) -> int:
     request = Request.of(args, [])
     model = ModelChoice.of(args).load()
     request.require_possible(model)  # or else every line would be refused
-    wrong = 0
-    lines = read_lines(STANDARD_INPUT, bare="prompt", reserved=ANSWER)
-    while batch := [_checked(line) for line in islice(lines, args.batch or BATCH)]:
-        prompts = [line.asked["prompt"] for line in batch if not line.problem]
-        answers, interrupted = _answers(model, request._replace(prompts=prompts))
-        remaining = iter(answers)
-        for line in batch:
-            answer = line.problem or next(remaining, [])
-            seed = request.settings["seed"]
-            wrong += not print_answers(
-                line, answer if isinstance(answer, str) else _entries(answer, seed)
-            )
-        if interrupted:
-            return INTERRUPTED
-    return 2 if wrong else 0
+    lines = _Lines(request.settings["seed"])
+    try:
+        for number, answer in request.each(model, lines.prompts()):
+            lines.answer(number, answer)
+    except Interrupted as stopped:
+        for number, answer in stopped.results:
+            lines.answer(number, answer)
+        return INTERRUPTED
+    return 2 if lines.wrong else 0
+
+
+class _Lines:
+    """The lines that have been read and not printed, each with its answer once there is one.
+
+    Attributes
+    ----------
+    wrong : bool
+        Whether one could not be continued.
+    """
+
+    def __init__(self, seed: int | None):
+        self.wrong, self.seed = False, seed
+        self.waiting: deque[tuple[Line, int | None]] = deque()  # None: wrong from the beginning
+        self.answers: dict[int, Answer] = {}
+
+    def prompts(self) -> Iterator[Prompt | None]:
+        """Those of the lines, in their order; None while none has come and others are waiting."""
+        number = 0
+        for line in arriving("prompt", ANSWER, may_wait=lambda: not self.waiting):
+            if line is None:
+                yield None
+                continue
+            line = _checked(line)
+            self.waiting.append((line, None if line.problem else number))
+            self.flush()
+            if not line.problem:
+                number += 1
+                yield line.asked["prompt"]
+
+    def answer(self, number: int, answer: Answer) -> None:
+        """Take an answer, and print what can be printed now."""
+        self.answers[number] = answer
+        self.flush()
+
+    def flush(self) -> None:
+        """Print the answers, in the order of the lines, up to one that has none."""
+        while self.waiting:
+            line, number = self.waiting[0]
+            answer = line.problem if number is None else self.answers.pop(number, None)
+            if answer is None:
+                return
+            self.waiting.popleft()
+            self.wrong |= not print_answers(line, self._entries(answer))
+
+    def _entries(self, answer: Answer | str) -> list[dict[str, Any]] | str:
+        """What is printed for each result of a line, or what is wrong with it."""
+        if not isinstance(answer, list):
+            return str(answer)
+        return [
+            {**vars(result), "sample": sample, "seed": self.seed}
+            for sample, result in enumerate(answer)
+        ]
 
 
 def _checked(line: Line) -> Line:
@@ -216,30 +259,3 @@ def _checked(line: Line) -> Line:
     return line._replace(
         problem='expected a text, a list of token ids, or an object with one of these as "prompt"'
     )
-
-
-def _entries(results: Sequence[Generation], seed: int | None) -> list[dict[str, Any]]:
-    """What is printed for each result of a line."""
-    return [
-        {**vars(result), "sample": sample, "seed": seed} for sample, result in enumerate(results)
-    ]
-
-
-def _answers(model: Model, request: Request) -> tuple[list[list[Generation] | str], bool]:
-    """For each prompt its results, or what is wrong with it; and whether Ctrl-C came.
-
-    After Ctrl-C there may be fewer than prompts.
-    """
-    try:
-        found, interrupted = request.run(model)
-        return [*found], interrupted
-    except NumpyGPTError as error:
-        if len(request.prompts) <= 1:
-            return [str(error)], False
-    # A prompt must not take those beside it with it: each half is tried by itself.
-    half = len(request.prompts) // 2
-    answers, interrupted = _answers(model, request._replace(prompts=request.prompts[:half]))
-    if not interrupted:
-        rest, interrupted = _answers(model, request._replace(prompts=request.prompts[half:]))
-        answers += rest
-    return answers, interrupted

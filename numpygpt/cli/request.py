@@ -7,17 +7,17 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..api import Model
+from ..api import Answer, Model, Prompt
 from ..decoding import ORDERS, Beams, Generation, Settings, fitted, require_usable
 from ..decoding.beam import MOST_BEAMS
 from ..decoding.order import KINDS
-from ..decoding.settings import MOST_SAMPLES
-from ..errors import ArgumentError, Interrupted
+from ..decoding.settings import MOST_RUNNING, MOST_SAMPLES
+from ..errors import ArgumentError, Interrupted, NumpyGPTError
 from .texts import LARGEST
 
 __all__ = ["Request", "add_settings", "numbers", "prompt_of"]
@@ -141,6 +141,22 @@ class Request(NamedTuple):
             return model.generate(self.prompts, **self.settings), False
         except Interrupted as stopped:
             return stopped.results, True
+
+    def each(self, model: Model, prompts: Iterable[Prompt | None]) -> Iterator[tuple[int, Answer]]:
+        """The results for prompts that come one by one, as :meth:`Model.generate_each` gives them.
+
+        A beam search takes one prompt after the other.
+        """
+        if self.beams is None:
+            yield from model.generate_each(prompts, **self.settings)
+            return
+        for number, prompt in enumerate(prompt for prompt in prompts if prompt is not None):
+            try:
+                yield number, model.beam_search(prompt, **self.beams, **self.settings)
+            except NumpyGPTError as error:
+                yield number, error
+            except Interrupted as stopped:
+                raise Interrupted([(number, stopped.results)]) from None
 
     def _search(self, model: Model) -> tuple[list[list[Generation]], bool]:
         found: list[list[Generation]] = []
@@ -374,8 +390,16 @@ def _add_running(group: Any) -> None:
         default=0,
         metavar="N",
         help="propose up to N tokens at a time from an earlier place of the text that goes on from "
-        "the same three tokens; the result is the same, up to rounding; from 0, which is off "
-        "(default: %(default)s)",
+        "the same three tokens, while that pays; the result is the same, up to rounding; 10 is a "
+        "good start; from 0, which is off (default: %(default)s)",
+    )
+    group.add_argument(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="most texts that run together, samples counted one by one: 1 to "
+        f"{MOST_RUNNING}; the next begins when one is finished (default: as many as 1 GiB of keys "
+        "and values allows, at most 32)",
     )
     group.add_argument(
         "--chunk",

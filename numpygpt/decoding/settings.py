@@ -23,8 +23,11 @@ __all__ = ["Options", "Overflow", "Settings"]
 Overflow: TypeAlias = Literal["error", "truncate-left", "slide"]
 OVERFLOWS = ("error", "truncate-left", "slide")
 
-# Samples of a prompt run together, and each has a cache of its own.
+# All results of a prompt are returned together.
 MOST_SAMPLES = 10_000
+
+# Each sequence that runs has a cache of its own.
+MOST_RUNNING = 10_000
 
 # Whole numbers and their ranges. None is allowed where that is the default.
 INTEGERS = {
@@ -38,6 +41,7 @@ INTEGERS = {
     "top_logprobs": (0, MOST),
     "lookup": (0, MOST),
     "keep": (1, MOST),
+    "batch": (1, MOST_RUNNING),
     "chunk": (1, MOST),
 }
 
@@ -86,6 +90,7 @@ class Options(TypedDict, total=False):
     lookup: int
     overflow: Overflow
     keep: int | None
+    batch: int | None
     chunk: int
     on_step: Callable[[list[Step]], None] | None
 
@@ -158,8 +163,10 @@ class Settings:
     lookup : int
         Propose up to so many tokens at a time from an earlier place of the text that goes on from
         the same three tokens, and read them in one pass. The result is the same, up to the
-        rounding of the logits; with ``chunk=1``, exactly. Pays where text repeats itself. From 0,
-        which is off.
+        rounding of the logits; with ``chunk=1``, exactly. Pays where text repeats itself; where
+        it does not, guesses are only watched until they come true (see
+        :mod:`numpygpt.decoding.lookup`). From 0, which is off; a pass with proposals takes as
+        long as three or so without, so 10 is a good start, and 1 or 2 cannot pay.
     overflow : {"error", "truncate-left", "slide"}
         What to do if the prompt and `max_new_tokens` exceed the positions of the model: refuse,
         cut off the beginning of the prompt, or read the last `keep` tokens anew whenever all
@@ -167,6 +174,12 @@ class Settings:
     keep : int, optional
         How many, 1 to n_ctx; half of n_ctx if None. With n_ctx every token sees as much as
         it can, and costs a pass over all of it.
+    batch : int, optional
+        Most sequences that run together, 1 to 10000, samples counted one by one. Others wait
+        until one is finished. Each that runs takes ``2 * n_layer * n_embd`` numbers for every
+        position it needs: those of the longest prompt and the new tokens, or n_ctx where prompts
+        come one by one. If None, as many as take 1 GiB, at least 1 and at most 32. Changes
+        nothing but rounding; with ``chunk=1``, nothing.
     chunk : int
         Most rows in one forward pass, from 1; with 1 the result does not depend on the batch
         around it, to the last bit.
@@ -209,6 +222,7 @@ class Settings:
     lookup: int = 0
     overflow: Overflow = "error"
     keep: int | None = None
+    batch: int | None = None
     chunk: int = CHUNK
 
     def __post_init__(self) -> None:
