@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from support import nano, write_checkpoint
 
 import numpygpt
 from numpygpt.checkpoints.locate import bundled, weights_directory
@@ -25,16 +26,17 @@ LAYERS = [
     {"ops"},
     {"params"},
     {"storage"},
-    {"cache"},
+    {"cache", "layout"},
     {"plans"},
     {"model"},
-    {"feed", "checkpoints", "text"},
+    {"feed", "checkpoints", "text", "bpe"},
     {"tokenizer", "decoding", "records"},
     {"scoring"},
     {"divergence"},
     {"api"},
     {"loading"},
     {"convert", "evaluation"},
+    {"bench"},
     {"__init__", "cli"},
     {"__main__"},
 ]
@@ -84,6 +86,37 @@ def test_ids_work_without_tiktoken():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == f"(3, {numpygpt.load('shakespeare').config.vocab_size})"
+
+
+# What takes long to import (with its share of the time that `import numpy` takes), and what for.
+SLOW = {
+    "tiktoken",  # 0.1, and 0.6 to build: texts that are long or in other alphabets
+    "importlib.metadata",  # 0.2: run records
+    "numpy.random",  # 0.1: drawing at random
+    "tqdm",  # 0.4: progress bars
+    "numpygpt.checkpoints.torch_files",  # other formats
+    "numpygpt.cli.score",  # other verbs
+}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import numpygpt; numpygpt.load(path).generate('Hello', max_new_tokens=1)",
+        "from numpygpt.cli import main; main(['generate', 'Hello', '--model', path])",
+    ],
+    ids=["Python", "command line"],
+)
+def test_a_first_token_waits_for_nothing_that_it_does_not_need(tmp_path, code):
+    path = write_checkpoint(tmp_path / "model", nano(vocab_size=50257, n_ctx=128))
+    setup = f"import sys, numpy; before = set(sys.modules); path = {str(path)!r}\n"
+    shown = "\nprint(*set(sys.modules) - before)"
+    done = subprocess.run(
+        [sys.executable, "-c", setup + code + shown], check=True, capture_output=True, text=True
+    )
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert "numpygpt.bpe" in imported
+    assert not imported & SLOW
 
 
 def test_every_package_is_listed_in_setup_cfg():

@@ -17,7 +17,7 @@ from .terminal import INTERRUPTED, tell
 __all__ = ["main"]
 
 # Each is a module here with `add(subparsers)`, which declares its options, and `run(args)`.
-VERBS = ("generate", "score", "perplexity", "inspect", "convert")
+VERBS = ("generate", "score", "perplexity", "inspect", "convert", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

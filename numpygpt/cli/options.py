@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from ..api import Model
 from ..errors import ArgumentError
-from ..loading import load
+from ..loading import DTYPES, load
 from ..records import describe
+from ..threads import set_threads
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -52,20 +53,26 @@ class ModelChoice(NamedTuple):
     name: str
     dtype: str
     overrides: dict[str, Any]
+    threads: int | None
 
     @classmethod
     def of(cls, args: argparse.Namespace, recorded: Mapping[str, Any] | None = None) -> ModelChoice:
         """What the options of :func:`add_model` say; where a record is replayed, what it says.
 
-        Of the options only ``--model`` counts in a replay: the weights may have moved.
+        Of the options only ``--model`` and ``--threads`` count in a replay: the weights may have
+        moved, and the machine may be another one.
         """
         if recorded is not None:
             said = recorded["model"]
-            return cls(args.model or said["name"], said["dtype"], said["overrides"])
-        return cls(args.model or DEFAULT_MODEL, args.dtype or DEFAULT_DTYPE, config_of(args.config))
+            name = args.model or said["name"]
+            return cls(name, said["dtype"], said["overrides"], args.threads)
+        name, dtype = args.model or DEFAULT_MODEL, args.dtype or DEFAULT_DTYPE
+        return cls(name, dtype, config_of(args.config), args.threads)
 
     def load(self) -> Model:
         """Load it."""
+        if self.threads is not None:
+            set_threads(self.threads)
         return load(self.name, dtype=self.dtype, config=self.overrides)
 
     def describe(self, model: Model) -> dict[str, Any]:
@@ -74,12 +81,20 @@ class ModelChoice(NamedTuple):
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--model``, ``--dtype`` and ``--config``. None stands for a default."""
+    """Declare ``--model``, ``--dtype``, ``--threads`` and ``--config``; None: a default."""
     parser.add_argument("--model", help=f"name, directory or file (default: {DEFAULT_MODEL})")
     parser.add_argument(
         "--dtype",
-        metavar="{float32,float64}",
-        help=f"what to compute in (default: {DEFAULT_DTYPE})",
+        metavar="{" + ",".join(DTYPES) + "}",
+        help="what to compute in, or how to keep the matrices of a model that computes in "
+        f"float32 (default: {DEFAULT_DTYPE})",
+    )
+    parser.add_argument(
+        "--threads",
+        type=whole(1),
+        metavar="N",
+        help="how many threads compute, from 1 (default: as many as there are processors, or what "
+        "OMP_NUM_THREADS says); beside other work one is often faster",
     )
     add_config(parser)
 

@@ -142,10 +142,10 @@ def _against(args: argparse.Namespace, old: Mapping[str, Any] | None) -> ModelCh
             case {"against": None}:
                 return None
             case {"against": {"name": str(name), "dtype": str(dtype), "overrides": dict(fields)}}:
-                return ModelChoice(name, dtype, fields)
+                return ModelChoice(name, dtype, fields, None)
         raise unfit(args)
     if args.against is not None:
-        return ModelChoice(args.against, args.against_dtype or DEFAULT_DTYPE, {})
+        return ModelChoice(args.against, args.against_dtype or DEFAULT_DTYPE, {}, None)
     if args.against_dtype is not None:
         raise ArgumentError("--against-dtype needs --against")
     return None

@@ -16,7 +16,7 @@ from .terminal import one_line
 __all__ = ["add_record", "finish", "recorded", "unfit"]
 
 # What may be given beside --replay; everything else is in the record.
-BESIDE = ("model", "json", "replay")
+BESIDE = ("model", "threads", "json", "replay")
 
 # Differences of model and environment that are told; there are rarely more.
 TOLD = 20

@@ -1,0 +1,1 @@
+"""The benchmark: numpygpt beside the machine's limits and other implementations, in one run."""

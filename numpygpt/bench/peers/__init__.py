@@ -1,0 +1,1 @@
+"""One module for each implementation that takes part; see :mod:`numpygpt.bench.contestant`."""
