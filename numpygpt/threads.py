@@ -16,14 +16,16 @@ import os
 import pathlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from .arguments import whole
 from .errors import MissingPackageError
+
+if TYPE_CHECKING:  # slow to import, and one token needs no pool
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 __all__ = ["Blas", "blas", "get_threads", "set_threads", "spread"]
 
@@ -198,6 +200,8 @@ def spread(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         finally:
             _state.inside.working = False
 
+    from concurrent.futures import wait
+
     with _one_blas_thread(library):
         started: list[Future[None]] = []
         try:
@@ -215,6 +219,8 @@ def spread(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
 
 def _pool(helpers: int) -> ThreadPoolExecutor:
     """At least so many threads beside the caller's."""
+    from concurrent.futures import ThreadPoolExecutor
+
     with _state.lock:
         if _state.pool is None or _state.size < helpers:
             _state.pool = ThreadPoolExecutor(helpers, thread_name_prefix="numpygpt")

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from test_tokenizer import MERGES_TEXT, SMALL, make_vocab_json
 
 import numpygpt
 from numpygpt.cli import main
+from numpygpt.errors import CheckpointWarning
 from numpygpt.tokenizer import END_OF_TEXT
 
 VOCAB = SMALL | {END_OF_TEXT: len(SMALL)}
@@ -172,16 +174,37 @@ def test_the_bundled_model_is_the_default(cli):
     assert json.loads(result.out)["model"]["name"] == "shakespeare"
 
 
-def test_odd_weights_get_a_warning_on_one_line(cli, tmp_path):
+def test_a_doubtful_checkpoint_gets_a_warning_on_one_line(cli, model, monkeypatch):
+    def doubtful(*args, **options):
+        warnings.warn("gelu is assumed", CheckpointWarning, stacklevel=2)
+        return numpygpt.load(*args, **options)
+
+    monkeypatch.setattr("numpygpt.cli.options.load", doubtful)
+    result = cli("generate", "the", "--model", model, "--max-new-tokens", "2")
+    assert (result.code, result.err) == (0, "numpygpt: warning: gelu is assumed\n")
+
+
+def test_damaged_weights_are_an_error_on_one_line(cli, tmp_path):
     tensors = random_tensors(CONFIG, dtype="float32")
-    tensors["wpe.weight"][11, 0] = float("nan")  # a position that is not reached
+    tensors["wpe.weight"][0, 0] = float("nan")
     model = make_model(tmp_path)
     write_checkpoint(tmp_path, CONFIG, tensors)
-    result = cli("generate", "the", "--model", model, "--max-new-tokens", "2")
-    assert result.code == 0
-    assert result.err.startswith("numpygpt: warning: ")
-    assert "wpe.weight" in result.err
-    assert result.err.count("\n") == 1
+    text = tmp_path / "text"
+    text.write_text("the the")
+    for command in (["generate", "the", "--max-new-tokens", "2"], ["score", str(text)]):
+        check_error(cli(*command, "--model", model), "its weights are damaged")
+
+
+def test_threads_are_set_for_the_run(cli, model, monkeypatch):
+    asked = []
+    monkeypatch.setattr("numpygpt.cli.options.set_threads", asked.append)
+    cli("generate", "the", "--model", model, "--max-new-tokens", "1")
+    assert asked == []
+    cli("generate", "the", "--model", model, "--max-new-tokens", "1", "--threads", "3")
+    assert asked == [3]
+    result = cli("generate", "the", "--model", model, "--threads", "0")
+    assert result.code == 2
+    assert "--threads: expected an integer from 1 up, not '0'" in result.err
 
 
 def test_without_any_standard_input_the_prompt_is_empty(cli, model, monkeypatch):
@@ -282,7 +305,7 @@ def test_an_empty_prompt_without_end_of_text_is_a_mistake(cli, tmp_path):
         (["the", "--temperature", "nan"], "temperature must be .* not nan"),
         (["the", "--temperature", "inf"], "temperature must be .* not inf"),
         (["the", "--seed", "-1", "--temperature", "1"], "seed must be an integer from 0 up"),
-        (["the", "--dtype", "int7"], "dtype must be 'float32' or 'float64', not 'int7'"),
+        (["the", "--dtype", "int7"], "dtype must be one of float32, .*, int8, not 'int7'"),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
 )

@@ -1225,7 +1225,7 @@ def test_the_reference_is_p_and_the_model_is_q(cli, model, text, other, tmp_path
         assert found["top_1_agreement"] == expected.top_1_agreement
         # score has float32 exponentials, which move a log-probability by 1.4e-8 nats.
         assert found["perplexity"] == pytest.approx(q.score(whole).perplexity, rel=5e-8)
-        assert found["perplexity_reference"] == pytest.approx(p.score(whole).perplexity, rel=1e-12)
+        assert found["perplexity_reference"] == pytest.approx(p.score(whole).perplexity, rel=5e-8)
     one, two = results["texts"]
     count = one["count"] + two["count"]
     mean = (one["count"] * one["mean_kl"] + two["count"] * two["mean_kl"]) / count

@@ -297,7 +297,7 @@ def test_a_long_prompt_never_holds_all_scores_at_once(real_params):
     planner = Reused(REAL, rows=length, capacity=length)
     kept = sum(buffer.nbytes for buffer in planner.buffers.values())
     peak = peak_of(lambda: forward(ids, laid, params, REAL, planner.fit(laid)))
-    # Four tiles of 64 rows, and rows as wide as 7 streams (three of them qkv) and 2 * 4 for the MLP.
+    # Four tiles of 64 rows, and rows as wide as 7 streams (three of them qkv) and 2 * 4.
     assert kept == all_scores / 4 + 15 * stream
     # On top of them: the squares in layer_norm, one (N, C). Measured 3.2 MB.
     assert peak < 1.5 * stream < all_scores / 8
