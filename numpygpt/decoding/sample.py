@@ -9,7 +9,15 @@ import numpy as np
 from ..errors import NumpyGPTError
 from ..params import Array
 
-__all__ = ["choose", "largest", "log_probability", "margin", "require_finite", "top_logprobs"]
+__all__ = [
+    "choose",
+    "largest",
+    "log_probability",
+    "margin",
+    "normalizer_of",
+    "require_finite",
+    "top_logprobs",
+]
 
 
 def choose(logits: Array, rng: np.random.Generator | None = None) -> int:
@@ -50,13 +58,17 @@ def choose(logits: Array, rng: np.random.Generator | None = None) -> int:
     return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
 
 
-def log_probability(logits: Array, token: int) -> float:
+def log_probability(
+    logits: Array, token: int, normalizer: tuple[float, float] | None = None
+) -> float:
     """The logarithm of a token's probability, in nats, summed in float64.
 
     Parameters
     ----------
     logits : (V,) ndarray
     token : int
+    normalizer : (float, float), optional
+        :func:`normalizer_of` these logits, where that is known.
 
     Returns
     -------
@@ -68,7 +80,7 @@ def log_probability(logits: Array, token: int) -> float:
     >>> round(log_probability(np.log(np.array([0.25, 0.75])), 0), 6)  # log(1/4)
     -1.386294
     """
-    top, spread = _normalizer(logits)
+    top, spread = normalizer or normalizer_of(logits)
     return float(logits[token]) - top - spread
 
 
@@ -95,7 +107,7 @@ def top_logprobs(logits: Array, n: int) -> list[tuple[int, float]]:
     n = min(n, len(logits))
     if n < 1:
         return []
-    top, spread = _normalizer(logits)
+    top, spread = normalizer_of(logits)
     return [(int(i), float(logits[i]) - top - spread) for i in largest(logits, n)]
 
 
@@ -181,9 +193,15 @@ def require_finite(logits: Array) -> float:
     return top
 
 
-def _normalizer(logits: Array) -> tuple[float, float]:
-    """The logarithm of the sum of exponentials, in two parts: the largest logit and the rest."""
+def normalizer_of(logits: Array) -> tuple[float, float]:
+    """The logarithm of the sum of exponentials, in two parts: the largest logit and the rest.
+
+    Both are NaN if a logit is.
+
+    >>> normalizer_of(np.array([2.0, 2.0]))[0], round(normalizer_of(np.array([2.0, 2.0]))[1], 6)
+    (2.0, 0.693147)
+    """
     top = logits.max()
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         total = np.exp(logits - top).sum(dtype=np.float64)
     return float(top), math.log(total)

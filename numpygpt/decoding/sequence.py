@@ -214,7 +214,11 @@ class Running:
         return self.lookup.propose(self.ids, most)
 
     def take(
-        self, logits: Array, proposed: Array, likeliest: Sequence[Likeliest] | None
+        self,
+        logits: Array,
+        proposed: Array,
+        likeliest: Sequence[Likeliest] | None,
+        normalizers: Sequence[tuple[float, float]] | None = None,
     ) -> list[Step]:
         """Choose a token from each row of logits for as long as the proposals turn out right.
 
@@ -228,6 +232,8 @@ class Running:
         proposed : (K,) ndarray of int
         likeliest : sequence of Likeliest or None
             What is chosen from each row, if that is known already.
+        normalizers : sequence of (float, float) or None
+            Of each row, if they are known already.
 
         Returns
         -------
@@ -239,7 +245,8 @@ class Running:
             self._append(token)
             accepted = k < len(proposed) and token == int(proposed[k])
             drafted = len(proposed) if k == 0 else None
-            steps.append(self._step(row, token, above, drafted, accepted))
+            logprob = log_probability(row, token, normalizers[k] if normalizers else None)
+            steps.append(self._step(row, token, logprob, above, drafted, accepted))
             if self.finished or not accepted:
                 break
         self.cache.truncate(self.length - 1 - self.start)
@@ -266,7 +273,13 @@ class Running:
         return token, margin(logits, token) if self.rng is None else None
 
     def _step(
-        self, logits: Array, token: int, above: float | None, drafted: int | None, accepted: bool
+        self,
+        logits: Array,
+        token: int,
+        logprob: float,
+        above: float | None,
+        drafted: int | None,
+        accepted: bool,
     ) -> Step:
         """What is to be said about a token; whether it is the last one."""
         settings, text, made = self.settings, "", self.made
@@ -282,7 +295,7 @@ class Running:
         return Step(
             self.number,
             token,
-            log_probability(logits, token),
+            logprob,
             above,
             top_logprobs(logits, settings.top_logprobs) if settings.top_logprobs else [],
             drafted,
