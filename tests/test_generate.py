@@ -1115,9 +1115,9 @@ def test_a_wrong_rule_of_acceptance_would_be_seen(monkeypatch):
     """A second draw where the first one missed the proposal: the proposal comes too often."""
 
     class Eager(generate.Running):
-        def take(self, logits, proposed, likeliest):
+        def take(self, logits, proposed, likeliest, normalizers):
             self.hoped = proposed.tolist()
-            return super().take(logits, proposed, likeliest)
+            return super().take(logits, proposed, likeliest, normalizers)
 
         def _next(self, row):
             token, margin = super()._next(row)
@@ -1459,3 +1459,17 @@ def test_a_listener_is_told_every_token_once(rows):
     assert "".join(step.text for steps in seen for step in steps) == result.text
     assert [step.finish for steps in seen for step in steps] == [None] * 14 + ["length"]
     assert sum(step.accepted for steps in seen for step in steps) == result.accepted
+
+
+def test_the_sums_of_many_rows_are_those_of_each(monkeypatch):
+    """On several threads, bit for bit."""
+    config = nano(vocab_size=300)
+    model = Model(config, random_params(config, dtype=np.float32))
+    prompts = [[i] for i in range(6)]
+    alone = model.generate(prompts, max_new_tokens=5, stop_ids=(), top_logprobs=1)
+    monkeypatch.setattr(generate, "SEVERAL", 1)
+    together = model.generate(prompts, max_new_tokens=5, stop_ids=(), top_logprobs=1)
+    assert [each.logprobs for each in together] == [each.logprobs for each in alone]
+    # The greedy token is the likeliest, whose own sum is made for its row alone.
+    tops = [[pairs[0][1] for pairs in each.top_logprobs] for each in together]
+    assert [each.logprobs for each in together] == tops
