@@ -1463,7 +1463,7 @@ def test_a_listener_is_told_every_token_once(rows):
 
 def test_the_sums_of_many_rows_are_those_of_each(monkeypatch):
     """On several threads, bit for bit."""
-    config = nano(vocab_size=300)
+    config = dataclasses.replace(CONFIG, vocab_size=300)
     model = Model(config, random_params(config, dtype=np.float32))
     prompts = [[i] for i in range(6)]
     alone = model.generate(prompts, max_new_tokens=5, stop_ids=(), top_logprobs=1)
