@@ -622,7 +622,10 @@ class Model:
     @functools.cached_property
     def _fast(self) -> Params:
         """The same params where they are read fastest; see :mod:`numpygpt.layout`."""
-        return fast(self.params)
+        try:
+            return fast(self.params)
+        except MemoryError:
+            return self.params  # the copy only saves time
 
     def _each(
         self,
@@ -637,6 +640,7 @@ class Model:
 
         def failed(number: int, error: NumpyGPTError) -> None:
             begun.pop(number, None)
+            left.pop(number, None)
             ready.append((number, error))
 
         def checked() -> Iterator[Array | NumpyGPTError | None]:
@@ -666,6 +670,7 @@ class Model:
                         begun[number][sample].add(step)
                         left[number] -= step.finish is not None
                         if not left[number]:
+                            del left[number]
                             ready.append((number, begun.pop(number)))
                 if on_step is not None:
                     on_step(steps)

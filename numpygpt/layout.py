@@ -21,6 +21,7 @@ hands the BLAS both operands without a copy if the result lies in Fortran order,
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from typing import Any, Literal, TypeAlias
 
@@ -132,4 +133,5 @@ def _forget(array: Array, file: mmap.mmap) -> None:
     start = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
     stop = (first + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if start < stop:
-        file.madvise(mmap.MADV_DONTNEED, start, stop - start)
+        with contextlib.suppress(OSError):  # memory that is locked stays
+            file.madvise(mmap.MADV_DONTNEED, start, stop - start)

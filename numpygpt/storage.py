@@ -101,6 +101,11 @@ class Stored(abc.ABC):
         return int(self.numbers.nbytes)
 
     @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return int(self.numbers.size)
+
+    @property
     @abc.abstractmethod
     def T(self) -> Stored:
         """The same numbers, with rows and columns exchanged; not a copy."""

@@ -16,7 +16,7 @@ import os
 import pathlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -200,18 +200,23 @@ def spread(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         finally:
             _state.inside.working = False
 
-    from concurrent.futures import wait
-
     with _one_blas_thread(library):
         started: list[Future[None]] = []
         try:
-            pool = _pool(helpers)
-            # How NumPy treats overflow belongs to the context, which threads do not inherit.
-            for _ in range(helpers):
-                started.append(pool.submit(contextvars.copy_context().run, work))
+            # Python starts no threads once its main one has ended; this one may run on.
+            with suppress(RuntimeError):
+                pool = _pool(helpers)
+                # How NumPy treats overflow belongs to the context, which threads do not inherit.
+                for _ in range(helpers):
+                    started.append(pool.submit(contextvars.copy_context().run, work))
             work()
         finally:
-            wait(started)  # even after Ctrl-C: they write where the caller goes on
+            # A helper that has not begun, behind another caller's, is no longer needed.
+            started = [future for future in started if not future.cancel()]
+            if started:  # even after Ctrl-C: they write where the caller goes on
+                from concurrent.futures import wait
+
+                wait(started)
         for future in started:
             future.result()
     return results
@@ -231,15 +236,17 @@ def _pool(helpers: int) -> ThreadPoolExecutor:
 @contextmanager
 def _one_blas_thread(library: Blas) -> Iterator[None]:
     """Limit the BLAS; calls from several threads may overlap."""
-    with _state.lock:
-        if not _state.limiting:
-            _state.outside = _state.asked or library.get()
-            library.set(1)
-        _state.limiting += 1
+    counted = False  # Ctrl-C may come between any two of these lines
     try:
+        with _state.lock:
+            if not _state.limiting:
+                _state.outside = _state.asked or library.get()
+            _state.limiting += 1
+            counted = True
+        library.set(1)
         yield
     finally:
         with _state.lock:
-            _state.limiting -= 1
-            if not _state.limiting:
+            _state.limiting -= counted
+            if counted and not _state.limiting:
                 library.set(_state.outside)

@@ -769,3 +769,14 @@ def test_the_script_is_the_command(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "wrote" in done.stdout
     assert_same(checkpoints.find("shakespeare"), tmp_path / "x.npz")
+
+
+def test_a_converted_gpt2_has_the_vocabulary_files_that_openai_published(tmp_path):
+    """So its tokenizer is known by them, and need not be built for a short text."""
+    config = nano(vocab_size=50257, n_layer=1)
+    write_checkpoint(tmp_path / "model", config)
+    convert(tmp_path / "model", tmp_path / "int8", dtype="int8")
+    numbers = (tmp_path / "int8" / "vocab.json").read_bytes()
+    # The size of encoder.json in openai/gpt-2 and of vocab.json on the Hugging Face hub.
+    assert len(numbers) == 1_042_301
+    assert Tokenizer.from_directory(tmp_path / "int8") is Tokenizer.gpt2()

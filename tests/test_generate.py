@@ -1473,3 +1473,19 @@ def test_the_sums_of_many_rows_are_those_of_each(monkeypatch):
     # The greedy token is the likeliest, whose own sum is made for its row alone.
     tops = [[pairs[0][1] for pairs in each.top_logprobs] for each in together]
     assert [each.logprobs for each in together] == tops
+
+
+def test_damage_that_ends_one_prompt_does_not_reach_the_next_in_its_place():
+    """Masked places are multiplied by 0, which NaN survives."""
+    params = random_params(CONFIG)
+    params.wte[3] = np.nan
+    model = Model(CONFIG, params)
+    good = [[1], [2, 4, 5, 6, 7, 8], [1, 2], [4] * 9, [5], [6, 1, 2]]
+    prompts = [each for pair in zip([[3] * 9] * 6, good, strict=True) for each in pair]
+    found = dict(model.generate_each(prompts, max_new_tokens=6, batch=3, stop_ids=()))
+    for number, prompt in enumerate(prompts):
+        if 3 in prompt:
+            assert isinstance(found[number], NumpyGPTError)
+        else:
+            alone = model.generate(prompt, max_new_tokens=6, stop_ids=())
+            assert found[number][0].ids == alone.ids

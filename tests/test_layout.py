@@ -39,6 +39,7 @@ def test_the_numbers_are_the_same_and_lie_as_out_in(model):
             assert w.T.flags.c_contiguous
             assert w.flags.writeable  # so it is a copy, not the file
     assert found.wte.flags.writeable
+    assert found.head.flags.writeable
     assert (found.head is found.wte) == model.config.tie_word_embeddings
     assert (order_of(model.params), order_of(found)) == ("C", "F")
 

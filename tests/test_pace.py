@@ -21,6 +21,11 @@ def model(monkeypatch):
     return numpygpt.Model(CONFIG, random_params(CONFIG, dtype=np.float32))
 
 
+@pytest.fixture(autouse=True)
+def two_threads(monkeypatch):
+    monkeypatch.setattr(pace, "get_threads", lambda: 2)
+
+
 def after(model, share, steps=STEPS + 1):
     """What is told where each step but the first reached this share of the reading speed."""
     noted = Pace()
@@ -42,7 +47,7 @@ def test_only_what_is_far_too_slow_is_told(model, share, told):
     found = after(model, share)
     assert (found is not None) == told
     if told:
-        assert f"{1 / share:.0f} times what reading the weights takes" in found
+        assert f"{1 / share:.0f} times what multiplying by the weights takes" in found
         assert "try --threads 1" in found
 
 
@@ -52,6 +57,12 @@ def test_nothing_is_told_of_a_few_steps_or_a_small_model(model, monkeypatch):
     assert after(model, 0.05) is None
 
 
-def test_the_reading_speed_is_one():
-    params = random_params(nano(n_embd=512, n_head=4, vocab_size=5000), dtype=np.float32)
-    assert 1e7 < read_speed(params) < 1e12  # 100 times below and above any machine of today
+def test_one_thread_waits_for_nobody(model, monkeypatch):
+    monkeypatch.setattr(pace, "get_threads", lambda: 1)
+    assert after(model, 0.05).endswith("something else uses the processors")
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+def test_the_speed_of_every_storage_is_one(kind):
+    model = numpygpt.load("shakespeare", dtype=kind)
+    assert 1e6 < read_speed(model.params) < 1e12  # 100 times below and above any machine of today

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -126,8 +127,74 @@ def test_an_error_in_a_piece_reaches_the_caller_when_all_have_ended():
 
 
 @needs_blas
+def test_no_piece_runs_on_after_an_error():
+    """They write where the caller goes on."""
+    set_threads(2)
+    both, ended = threading.Barrier(2, timeout=30), threading.Event()
+    caller = threading.current_thread()
+
+    def piece(_):
+        both.wait()
+        if threading.current_thread() is caller:
+            raise ValueError("stop")
+        time.sleep(0.2)
+        ended.set()
+
+    with pytest.raises(ValueError, match="stop"):
+        spread(piece, range(2))
+    assert ended.is_set()
+
+
+@needs_blas
+def test_a_count_that_is_set_inside_a_piece_holds_after_it():
+    set_threads(2)
+
+    def piece(_):
+        set_threads(3)
+        return blas().get()
+
+    assert spread(piece, range(2)) == [1, 1]
+    assert blas().get() == get_threads() == 3
+
+
+@needs_blas
+def test_nobody_waits_for_the_pieces_of_another_caller():
+    set_threads(2)
+    begun, release = threading.Barrier(3, timeout=30), threading.Event()
+
+    def long(_):
+        begun.wait()
+        release.wait(30)
+
+    other = threading.Thread(target=spread, args=(long, range(2)))
+    other.start()
+    begun.wait()  # both of its pieces run, one of them on the pool's only thread
+    assert spread(abs, [-1, -2]) == [1, 2]
+    release.set()
+    other.join()
+
+
+@needs_blas
+@pytest.mark.parametrize("before", ["", "spread(abs, [-1, -2])"])
+def test_a_thread_that_outlives_the_main_one_still_computes(before):
+    code = (
+        "import threading, time, numpygpt; from numpygpt.threads import spread\n"
+        f"numpygpt.set_threads(2); {before}\n"
+        "def late():\n    time.sleep(0.5); print(spread(abs, [-3, -4, -5]))\n"
+        "threading.Thread(target=late).start()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[3, 4, 5]\n", "")
+
+
+@needs_blas
 def test_pieces_inside_pieces_run_one_by_one():
     set_threads(2)
+    outer = spread(
+        lambda i: (threading.get_ident(), spread(lambda j: threading.get_ident(), range(4))),
+        range(2),
+    )
+    assert all(set(inner) == {thread} for thread, inner in outer)
     assert spread(lambda i: spread(lambda j: (i, j), range(2)), range(2)) == [
         [(0, 0), (0, 1)],
         [(1, 0), (1, 1)],

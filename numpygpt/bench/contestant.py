@@ -189,6 +189,11 @@ def find(name: str) -> type[Contestant]:
             kind: type[Contestant] = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError, ValueError) as error:
             raise ArgumentError(f"there is no contestant {name!r}: {error}") from None
+        if not isinstance(kind, type):
+            raise ArgumentError(
+                f"{name!r} is no contestant; expected a class such as "
+                "numpygpt.bench.contestant.Contestant"
+            )
         return kind
     names = known()
     if name not in names:

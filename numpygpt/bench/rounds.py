@@ -343,4 +343,4 @@ def _profile(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
             profile: dict[str, Any] = process.ask("profile", settings.profile, settings.steps)
             return profile
     except ContestantFailed as error:
-        raise WrongResultsError(f"profile: {error}") from None
+        raise WrongResultsError(str(error)) from None

@@ -92,7 +92,8 @@ def _int8(name: str, tensor: Tensor) -> Stored:
         np.maximum(scales[rows], row_scales(numbers), out=scales[rows])
     if not np.isfinite(scales).all():
         raise CheckpointError(
-            f"{name} has NaN or infinite numbers, which int8 cannot hold; float32 and bfloat16 can"
+            f"{name} has numbers that are NaN, infinite or too large for float32, which int8 "
+            "cannot hold; load it with another dtype"
         )
     # Read twice, because a matrix (I, O) of a file shows whole columns only: kept as a whole
     # meanwhile, the largest would be what takes most memory in all of loading.

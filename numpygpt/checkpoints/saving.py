@@ -295,7 +295,7 @@ def _fill(
     if vocabulary is not None and not has_one:
         numbers = {token: i for i, token in enumerate(vocabulary.tokens)}
         merges = "".join(f"{merge}\n" for merge in vocabulary.merges)
-        _write_text(directory / "vocab.json", json.dumps(numbers, ensure_ascii=False))
+        _write_text(directory / "vocab.json", json.dumps(numbers))
         _write_text(directory / "merges.txt", f"#version: 0.2\n{merges}")
     (directory / "config.json").write_bytes(_config_json(outgoing, kinds))
 
@@ -336,9 +336,9 @@ def _with_zero_biases(outgoing: Outgoing) -> Outgoing:
     config = dataclasses.replace(outgoing.config, bias=True)
     tensors = {}
     for name, (shape, _) in shapes(config).items():
-        tensors[name] = outgoing.tensors.get(name) or _zeros(
-            outgoing.tensors[name.replace(".bias", ".weight")].dtype, shape
-        )
+        kind = outgoing.tensors[name.replace(".bias", ".weight")].dtype
+        zeros = _zeros("F32" if kind == "I8" else kind, shape)
+        tensors[name] = outgoing.tensors.get(name) or zeros
     return outgoing._replace(config=config, tensors=tensors)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
 import shlex
 import sys
@@ -21,7 +22,7 @@ from ..bench.shapes import SIZES, write_random_checkpoint
 from ..checkpoints.atomic import new_file, require_absent, require_room
 from ..checkpoints.config import read_config
 from ..convert import convert
-from ..errors import ArgumentError, MissingPackageError
+from ..errors import ArgumentError, MissingPackageError, OutputError
 from ..threads import blas, get_threads
 from .options import DEFAULT_DTYPE, whole
 from .terminal import tell
@@ -115,9 +116,11 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     for name in (args.json, args.markdown):
         if name not in (None, "-"):
-            require_absent(pathlib.Path(name))
+            _require_new(name)
     if args.markdown == "-":
         raise ArgumentError('--markdown needs the name of a file, not "-"')
+    if args.json is not None and args.json == args.markdown:
+        raise ArgumentError("--json and --markdown name the same file; give each its own")
     names = contestants(args.dtype, args.peers)
     asked = [Case.named(name) for name in args.cases or DEFAULT]
     with _weights(args) as (directory, label):
@@ -127,7 +130,8 @@ def run(args: argparse.Namespace) -> int:
             unfit = next(case for case in asked if case not in cases)
             raise ArgumentError(
                 f"case {unfit.name!r} takes {unfit.positions(args.steps)} positions, but the "
-                f"model has {config.n_ctx}; fewer --steps may help"
+                f"model has {config.n_ctx}; "
+                + ("fewer --steps help" if unfit.kind in ("decode", "batch") else "ask for fewer")
             )
         if not cases:
             raise ArgumentError(f"no case fits into {config.n_ctx} positions; fewer --steps")
@@ -251,9 +255,23 @@ def _silent() -> bool | None:
     return True if sys.stderr is None else None  # None: where standard error is no terminal
 
 
+def _require_new(name: str) -> None:
+    """Refuse what cannot become a file, before minutes are spent on measuring."""
+    path = pathlib.Path(name)
+    if not name:
+        raise ArgumentError("expected the name of a file to write, not an empty one")
+    require_absent(path)
+    if path.is_dir():  # an empty one
+        raise ArgumentError(f"expected the name of a file to write, not of a directory: {name}")
+    if not os.access(path.parent, os.W_OK) or not path.parent.is_dir():
+        raise OutputError(f"{name}: {path.parent} is no directory that can be written into")
+
+
 def _write(record: dict[str, Any], args: argparse.Namespace) -> None:
     """To the files that were named, and to standard output."""
     as_json = json.dumps(record, indent=2) + "\n"
+    # First, so that nothing that happens to a file loses what was measured.
+    print(as_json if args.json == "-" else report.text(record), end="\n" * (args.json != "-"))
     if args.markdown is not None:
         page = report.markdown(record, shlex.join(["numpygpt", "bench", *_repeated(args)]))
         with new_file(pathlib.Path(args.markdown)) as file:
@@ -261,7 +279,6 @@ def _write(record: dict[str, Any], args: argparse.Namespace) -> None:
     if args.json not in (None, "-"):
         with new_file(pathlib.Path(args.json)) as file:
             file.write(as_json.encode())
-    print(as_json if args.json == "-" else report.text(record), end="\n" * (args.json != "-"))
 
 
 def _repeated(args: argparse.Namespace) -> list[str]:

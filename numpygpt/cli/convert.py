@@ -21,7 +21,7 @@ examples:
   numpygpt convert path/to/pytorch_model.bin gpt2          # a directory with safetensors
   numpygpt convert path/to/models/124M gpt2 --proof        # OpenAI's TensorFlow files
   numpygpt convert gpt2 gpt2-half --dtype bfloat16
-  numpygpt convert gpt2 gpt2-quarter --dtype int8          # for numpygpt only
+  numpygpt convert gpt2 gpt2-quarter --dtype int8          # load it with --dtype int8
   numpygpt convert ckpt.pt mine.gguf --config activation_function=gelu_new
 """
 

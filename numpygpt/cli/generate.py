@@ -226,6 +226,8 @@ class _Lines:
             if not line.problem:
                 number += 1
                 yield line.asked["prompt"]
+            elif self.waiting:
+                yield None  # what is wrong must not keep the others waiting
 
     def answer(self, number: int, answer: Answer) -> None:
         """Take an answer, and print what can be printed now."""

@@ -66,7 +66,10 @@ class ModelChoice(NamedTuple):
             said = recorded["model"]
             name = args.model or said["name"]
             return cls(name, said["dtype"], said["overrides"], args.threads)
-        name, dtype = args.model or DEFAULT_MODEL, args.dtype or DEFAULT_DTYPE
+        name, dtype = (
+            args.model or DEFAULT_MODEL,
+            DEFAULT_DTYPE if args.dtype is None else args.dtype,
+        )
         return cls(name, dtype, config_of(args.config), args.threads)
 
     def load(self) -> Model:

@@ -41,8 +41,8 @@ def add_record(parser: argparse.ArgumentParser, shown_as: str = "the result") ->
         "--replay",
         metavar="RECORD",
         help="run what a file from --json records (at most 256 MiB) and compare the results, "
-        "exactly; of the other options only --model (weights that have moved) and --json can be "
-        "given. The exit code is 1 if the results differ",
+        "exactly; of the other options only --model (weights that have moved), --threads and "
+        "--json can be given. The exit code is 1 if the results differ",
     )
 
 
@@ -61,7 +61,7 @@ def recorded(args: argparse.Namespace) -> dict[str, Any] | None:
         if given and name not in (*BESIDE, "verb", "run", "declared"):
             raise ArgumentError(
                 f"--replay takes everything from its record: leave out {_spelled(args, name)} "
-                "(only --model and --json can be given beside it)"
+                "(only --model, --threads and --json can be given beside it)"
             )
     return records.read(args.replay, args.verb)
 

@@ -312,7 +312,11 @@ class _Batch:
             raise error
         self.given_up.add(prompt)
         for sequence in self.running:
-            sequence.finished |= sequence.of == prompt
+            if sequence.of == prompt:
+                sequence.finished = True
+                # NaN would reach who comes next here, whose masked places are multiplied by 0.
+                sequence.cache.keys.fill(0)
+                sequence.cache.values.fill(0)
         self.failed(prompt, error)
 
 
