@@ -199,6 +199,10 @@ def _run_lines(args: argparse.Namespace) -> int:
     return 2 if lines.wrong else 0
 
 
+# Wrong lines that are read at a time while others wait for their answers.
+WRONG = 16
+
+
 class _Lines:
     """The lines that have been read and not printed, each with its answer once there is one.
 
@@ -215,7 +219,7 @@ class _Lines:
 
     def prompts(self) -> Iterator[Prompt | None]:
         """Those of the lines, in their order; None while none has come and others are waiting."""
-        number = 0
+        number = wrong = 0
         for line in arriving("prompt", ANSWER, may_wait=lambda: not self.waiting):
             if line is None:
                 yield None
@@ -226,8 +230,10 @@ class _Lines:
             if not line.problem:
                 number += 1
                 yield line.asked["prompt"]
-            elif self.waiting:
-                yield None  # what is wrong must not keep the others waiting
+                continue
+            wrong += 1
+            if self.waiting and wrong % WRONG == 0:
+                yield None
 
     def answer(self, number: int, answer: Answer) -> None:
         """Take an answer, and print what can be printed now."""
