@@ -31,18 +31,18 @@ def forward(
     ids: Array, segments: Sequence[Segment], params: Params, config: Config, plan: Plan
 ) -> Array:
     """Read the tokens `ids` (N,) and return their hidden states (N, C), ready to unembed."""
-    positions = np.concatenate([segment.positions for segment in segments])  # (N,)
-    x = embed(ids, positions, params, plan)  # (N, C)
+    positions = np.concatenate([segment.positions for segment in segments])        # (N,)
+    x = embed(ids, positions, params, plan)                                        # (N, C)
     for layer, p in enumerate(params.h):
-        x = block(x, p, layer, segments, config, plan.h[layer])  # (N, C)
+        x = block(x, p, layer, segments, config, plan.h[layer])                    # (N, C)
     for segment in segments:
         segment.cache.lengths += segment.length
-    return layer_norm(x, *params.ln_f, config.layer_norm_epsilon, out=plan.ln_f)  # (N, C)
+    return layer_norm(x, *params.ln_f, config.layer_norm_epsilon, out=plan.ln_f)   # (N, C)
 
 
 def embed(ids: Array, positions: Array, params: Params, plan: Plan) -> Array:
     """What each token is, plus where it stands: (N,) and (N,) -> (N, C)."""
-    x = np.take(params.wte, ids, axis=0, out=plan.embed)  # (N, C)
+    x = np.take(params.wte, ids, axis=0, out=plan.embed)                           # (N, C)
     return np.add(x, params.wpe[positions], out=x)
 
 
@@ -51,12 +51,12 @@ def block(
 ) -> Array:
     """Add to the residual stream what attention says, then what the MLP says: (N, C) -> (N, C)."""
     eps = config.layer_norm_epsilon
-    normed = layer_norm(x, *p.ln_1, eps, out=plan.ln_1)  # (N, C)
-    attn_out = attention(normed, p.attn, layer, segments, config, plan.attn)  # (N, C)
-    x = np.add(x, attn_out, out=plan.resid_mid)  # (N, C)
-    normed = layer_norm(x, *p.ln_2, eps, out=plan.ln_2)  # (N, C)
-    mlp_out = mlp(normed, p.mlp, config, plan.mlp)  # (N, C)
-    return np.add(x, mlp_out, out=plan.resid_post)  # (N, C)
+    normed = layer_norm(x, *p.ln_1, eps, out=plan.ln_1)                            # (N, C)
+    attn_out = attention(normed, p.attn, layer, segments, config, plan.attn)       # (N, C)
+    x = np.add(x, attn_out, out=plan.resid_mid)                                    # (N, C)
+    normed = layer_norm(x, *p.ln_2, eps, out=plan.ln_2)                            # (N, C)
+    mlp_out = mlp(normed, p.mlp, config, plan.mlp)                                 # (N, C)
+    return np.add(x, mlp_out, out=plan.resid_post)                                 # (N, C)
 
 
 def attention(
@@ -65,39 +65,39 @@ def attention(
 ) -> Array:  # fmt: skip
     """Let every token gather from the tokens it may see: (N, C) -> (N, C)."""
     scale = config.attention_scale(layer)
-    qkv = linear(x, *p.c_attn, out=plan.qkv)  # (N, 3C)
+    qkv = linear(x, *p.c_attn, out=plan.qkv)                                       # (N, 3C)
     tasks = []
     for segment, tiles in zip(segments, plan.tiles, strict=True):
         q, k, v = split_heads(qkv[segment.rows], 3, segment.length, config.n_head)  # (B, H, T, D)
-        keys, values = segment.cache.append(layer, k, v)  # (B, H, S, D)
+        keys, values = segment.cache.append(layer, k, v)                           # (B, H, S, D)
         tasks += [(q, keys, values, scale, tile) for tile in tiles]
     heads = [merge_heads(mixed) for mixed in plan.each(attend, tasks)]
     # They are parts of plan.heads where there is one; then nothing is copied.
-    mixed = np.concatenate(heads, out=plan.heads)  # (N, C)
-    return linear(mixed, *p.c_proj, out=plan.out)  # (N, C)
+    mixed = np.concatenate(heads, out=plan.heads)                                  # (N, C)
+    return linear(mixed, *p.c_proj, out=plan.out)                                  # (N, C)
 
 
 def attend(q: Array, keys: Array, values: Array, scale: float, tile: Tile) -> Array:
     """Mix the visible values by how well their keys fit the tile's queries."""
-    q = q[tile.sequences, :, tile.tokens]  # (B, H, T, D)
+    q = q[tile.sequences, :, tile.tokens]                                          # (B, H, T, D)
     keys, values = (x[tile.sequences, :, : tile.visible] for x in (keys, values))  # (B, H, S, D)
-    scores = np.matmul(q * scale, keys.mT, out=tile.scores)  # (B, H, T, S)
+    scores = np.matmul(q * scale, keys.mT, out=tile.scores)                        # (B, H, T, S)
     newest = scores[..., scores.shape[-1] - tile.future.shape[-1] :]
     np.copyto(newest, -np.inf, where=tile.future)
-    pattern = softmax(scores, out=tile.pattern)  # (B, H, T, S)
-    return np.matmul(pattern, values, out=tile.heads)  # (B, H, T, D)
+    pattern = softmax(scores, out=tile.pattern)                                    # (B, H, T, S)
+    return np.matmul(pattern, values, out=tile.heads)                              # (B, H, T, D)
 
 
 def mlp(x: Array, p: MLP, config: Config, plan: MLPPlan) -> Array:
     """Transform each row by itself: (N, C) -> (N, C)."""
-    pre = linear(x, *p.c_fc, out=plan.pre)  # (N, F)
-    post = config.activation(pre, out=plan.post)  # (N, F)
-    return linear(post, *p.c_proj, out=plan.out)  # (N, C)
+    pre = linear(x, *p.c_fc, out=plan.pre)                                         # (N, F)
+    post = config.activation(pre, out=plan.post)                                   # (N, F)
+    return linear(post, *p.c_proj, out=plan.out)                                   # (N, C)
 
 
 def unembed(hidden: Array, params: Params, out: Array | None = None) -> Array:
     """Compare hidden states with every token's vector: (N, C) -> logits (N, V), in nats."""
-    return np.matmul(hidden, params.head.T, out=out)  # (N, V)
+    return np.matmul(hidden, params.head.T, out=out)                               # (N, V)
 
 
 def split_heads(x: Array, parts: int, length: int, n_head: int) -> Array:
