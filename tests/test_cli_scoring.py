@@ -164,7 +164,7 @@ def test_a_record_has_the_settings_and_every_number(cli, model, text, settings):
     record = json.loads(result.out)
     assert record["verb"] == "score"
     options = record["options"]
-    for name, default in [("window", 12), ("stride", 6), ("first_token", "skip"), ("chunk", 256)]:
+    for name, default in [("window", 12), ("stride", 6), ("first_token", "skip"), ("chunk", 512)]:
         assert options[name] == settings.get(name, default)
     (found,) = record["results"]["texts"]
     assert found["ids"] == score.ids.tolist()
