@@ -433,7 +433,9 @@ def test_what_int8_cannot_hold_is_refused_by_name(tmp_path, value):
     tensors = random_tensors(nano(), dtype=np.float32)
     tensors["h.1.mlp.c_fc.weight"][3, 5] = value
     path = support.write_checkpoint(tmp_path / "x", nano(), tensors)
-    with pytest.raises(CheckpointError, match=r"x: h\.1\.mlp\.c_fc\.weight has numbers that are NaN"):
+    with pytest.raises(
+        CheckpointError, match=r"x: h\.1\.mlp\.c_fc\.weight has numbers that are NaN"
+    ):
         read(path, "int8")
     with pytest.raises(CheckpointError, match=r"h\.1\.mlp\.c_fc\.weight has numbers that are NaN"):
         convert(path, tmp_path / "y", dtype="int8")
