@@ -90,11 +90,22 @@ def test_what_is_held_back_is_the_beginning_of_a_stop_string_or_a_character(toke
         assert shown == decoder.decode(seen[: len(seen) - held], final=held > 0)
 
 
-FOLLOWING = [b"", b"a", b"\x80", b"\x80\x80", b"\x90\x80\x80", b"\xa0", b"\xa0\x80", b"\xbd"]
+FOLLOWING = [
+    b"",
+    b"a",
+    b"\x80",
+    b"\x80\x80",
+    b"\x80\x80\x80",
+    b"\x90\x80\x80",
+    b"\xa0",
+    b"\xa0\x80",
+    b"\xbd",
+]
 
 
 @given(TOKENS, st.text(LETTERS, min_size=1, max_size=5))
 @example([b"\xc3"], "é")
+@example([b"\xf4"], "a")  # only 80 to 8f may follow
 @example([b"a\xf0\x9f", b"a"], "ab")
 def test_what_is_shown_is_all_that_is_certain_and_no_more(tokens, stop):
     """What every continuation has in common is shown, with one stop string to look for."""
