@@ -264,6 +264,7 @@ def test_batch_is_the_most_sequences_of_a_pass(cli, model, monkeypatch):
 
     monkeypatch.setattr(Feeder, "last", watched)
     argv = [str(THE), "--ids", "--model", model, "--max-new-tokens", "2", "--temperature", "1"]
+    argv += ["--seed", "0"]  # one of the many seeds that draw no end of text as a first token
     for size, expected in ((["--batch", "2"], [2, 2, 2, 2, 1, 1]), ([], [5, 5])):
         assert cli("generate", *argv, "--n", "5", *size).code == 0
         assert most == expected
