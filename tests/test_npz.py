@@ -540,12 +540,12 @@ BOMBS = {
 def test_bombs_are_cheap(path, make):
     path.write_bytes(make())
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         assert not attempt(path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     # Tracing takes several times as long as reading, which may take 10 s.
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
     assert peak <= 2 * path.stat().st_size + 64e6

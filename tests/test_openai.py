@@ -834,10 +834,10 @@ HOSTILE = {
 @pytest.mark.parametrize(("index", "expected"), HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_index_takes_little_time_and_memory(tmp_path, index, expected):
     put(tmp_path, {INDEX: index, DATA: FOUR if "truncated" in expected else b""})
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(CheckpointError) as caught:
         openai.read(tmp_path / INDEX)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     assert expected in str(caught.value)
     tracemalloc.start()
     try:
