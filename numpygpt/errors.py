@@ -22,6 +22,7 @@ __all__ = [
     "CheckpointWarning",
     "ConfigError",
     "ContextError",
+    "DumpError",
     "Interrupted",
     "MissingPackageError",
     "ModelNotFoundError",
@@ -46,6 +47,10 @@ class CheckpointError(NumpyGPTError, ValueError):
 
 class ConfigError(CheckpointError):
     """A config asks for something that is not GPT-2 or that numpygpt does not know."""
+
+
+class DumpError(NumpyGPTError, ValueError):
+    """A recording of activations is damaged, incomplete, or cannot be of this model."""
 
 
 class MissingPackageError(NumpyGPTError, ImportError):

@@ -35,7 +35,7 @@ LAYERS = [
     {"divergence"},
     {"api"},
     {"loading"},
-    {"convert", "evaluation"},
+    {"convert", "evaluation", "verify"},
     {"bench"},
     {"__init__", "cli"},
     {"__main__"},

@@ -17,7 +17,7 @@ from .terminal import INTERRUPTED, tell
 __all__ = ["main"]
 
 # Each is a module here with `add(subparsers)`, which declares its options, and `run(args)`.
-VERBS = ("generate", "score", "perplexity", "inspect", "convert", "bench")
+VERBS = ("generate", "score", "perplexity", "inspect", "convert", "trace", "verify", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,14 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if all went well, 1 if a proof failed or a replay differed, 2 if the input was unusable,
-        130 after Ctrl-C.
+        0 if all went well, 1 if a proof failed, a replay differed or a verification found more
+        than rounding, 2 if the input was unusable, 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(
         prog="numpygpt",
-        description="GPT-2 in NumPy: generate text, score it, look at checkpoints, convert them.",
-        epilog="exit codes: 0 if all went well, 1 if a proof failed or a replay differed, 2 if the "
-        f"input was unusable, {INTERRUPTED} after Ctrl-C",
+        description="GPT-2 in NumPy: generate text, score it, look at checkpoints, convert them, "
+        "verify other implementations.",
+        epilog="exit codes: 0 if all went well, 1 if a proof failed, a replay differed or a "
+        "verification found more than rounding, 2 if the input was unusable, "
+        f"{INTERRUPTED} after Ctrl-C",
     )
     parser.add_argument("--version", action="version", version=f"numpygpt {__version__}")
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")

@@ -1,0 +1,207 @@
+"""Which known mistake explains an array that is not GPT-2's.
+
+Every mistake of the gallery is made on the dump's own arrays before the one in question. The
+mistake that explains it gives the array itself, within rounding. If none does, every two are made
+together; if no two do, the array may be what another arithmetic gives.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+from ..params import Array
+from .arithmetic import ARITHMETICS, Arithmetic, rounded
+from .bounds import Bound
+from .comparison import Expectation, apart, differs
+from .gallery import Mistake, gallery
+from .operations import Program, kind_of
+from .propagation import evaluate, expect
+from .report import Explanation, Finding
+
+__all__ = ["explain"]
+
+# An array is what a mistake gives if it is within this many bounds (which are those of the right
+# program, though the mistake may round a little more), and if this share of the squared difference
+# goes away; else a mistake of hardly any effect would explain what is hardly beyond a bound.
+WITHIN = 2.0
+SHARE = 0.9
+
+# Explanations that are kept.
+MOST = 3
+
+
+def explain(
+    program: Program,
+    given: Mapping[str, Array],
+    finding: Finding,
+    expected: Expectation,
+    arithmetic: Arithmetic,
+    mistakes: Iterable[Mistake] | None = None,
+    pairs: bool = True,
+) -> tuple[Explanation, ...]:
+    """The mistakes that account for an array, the best first.
+
+    Parameters
+    ----------
+    program : Program
+        The right one.
+    given : mapping of str to ndarray of float64
+        The arrays of the dump, the one in question among them.
+    finding : Finding
+    expected : Expectation
+        What it should be.
+    arithmetic : Arithmetic
+    mistakes : iterable of Mistake, optional
+        Those to be tried; the whole gallery if None.
+    pairs : bool
+        Whether two at a time are tried where one is not enough.
+
+    Returns
+    -------
+    tuple of Explanation
+        At most three. Those that reproduce the array; if there are none, those that take away at
+        least half of the squared difference.
+    """
+    tried = list(gallery(program) if mistakes is None else mistakes)
+    kinds = {kind_of(name) for name in (finding.name, *finding.through)}
+    tried = [mistake for mistake in tried if kinds & set(mistake.kinds)]
+    trial = _Trial(program, given, finding.name, expected, arithmetic)
+    found = _ranked(trial.of((mistake,)) for mistake in tried)
+    if pairs and not any(each.reproduces for each in found):
+        both = ((a, b) for a, b in itertools.combinations(tried, 2) if _together(a, b))
+        found = _ranked([*found, *_ranked(map(trial.of, both))])
+    if not any(each.reproduces for each in found):
+        found = [*_dropout(trial), *_arithmetics(trial), *found]
+    return tuple(found[:MOST])
+
+
+def _together(a: Mistake, b: Mistake) -> bool:
+    """Whether two mistakes are two, and do not replace each other's operation or field."""
+    return (
+        a.name != b.name
+        and not set(a.operations) & set(b.operations)
+        and not set(a.config) & set(b.config)
+    )
+
+
+def _ranked(found: Iterable[Explanation | None]) -> list[Explanation]:
+    """The best first, each name once."""
+    ranked = sorted(
+        (each for each in found if each is not None and each.explained >= 0.5),
+        key=lambda each: (not each.reproduces, len(each.mistakes), -each.explained),
+    )
+    best: dict[tuple[str, ...], Explanation] = {}
+    for each in ranked:
+        best.setdefault(each.mistakes, each)
+    return list(best.values())
+
+
+class _Trial:
+    """One array, against which mistakes are tried."""
+
+    def __init__(
+        self,
+        program: Program,
+        given: Mapping[str, Array],
+        name: str,
+        expected: Expectation,
+        arithmetic: Arithmetic,
+    ):
+        self.program, self.name, self.arithmetic = program, name, arithmetic
+        self.given = given
+        self.observed, self.expected = given[name], expected
+
+    def of(self, mistakes: tuple[Mistake, ...]) -> Explanation | None:
+        """How well some mistakes account for the array; None if they cannot be made."""
+        program = self.program
+        for mistake in mistakes:
+            program = mistake.made(program)
+        try:
+            ((_, value),) = evaluate(program, [self.name], self.given)
+        except (ValueError, IndexError):  # shapes that do not fit together
+            return None
+        if value.shape != self.observed.shape:
+            return None
+        likely = self._scaled(value)
+        found = differs(
+            self.name,
+            self.observed,
+            Expectation(value, Bound(likely, likely)),
+            self.arithmetic,
+        )
+        right = self._square(self.expected.value, likely)
+        explained = 1 - self._square(value, likely) / right if right else 0.0
+        return Explanation(
+            tuple(mistake.name for mistake in mistakes),
+            "; ".join(mistake.why for mistake in mistakes),
+            found.ratio <= WITHIN and explained >= SHARE,
+            found.ratio,
+            float(explained),
+        )
+
+    def _scaled(self, value: Array) -> Array:
+        """The bound of the right result, larger where a wrong one is."""
+        right, likely = self.expected.value, self.expected.bound.likely
+        with np.errstate(all="ignore"):
+            rows = _largest(value) / np.maximum(_largest(right), np.finfo(float).tiny)
+            relative = _largest(likely) / np.maximum(_largest(right), np.finfo(float).tiny)
+            own = relative * np.where(np.isfinite(value), np.abs(value), 0.0)
+        return np.asarray(np.maximum(likely * np.clip(rows, 1.0, 1e30), own))
+
+    def _square(self, value: Array, likely: Array) -> float:
+        """The mean squared difference in units of the bound, each at most 10**6."""
+        ratios = apart(self.name, self.observed, value, likely, self.arithmetic)
+        return float(np.square(np.minimum(ratios, 1e6)).mean())
+
+
+def _largest(array: Array) -> Array:
+    """The largest finite absolute value of each row."""
+    size = np.abs(np.where(np.isfinite(array), array, 0.0))
+    return np.asarray(size.max(-1, keepdims=True))
+
+
+def _dropout(trial: _Trial) -> Iterator[Explanation]:
+    """Numbers that are zero at random, and the others larger by the same factor."""
+    observed, right = trial.observed, trial.expected.value
+    kept = (observed != 0) & np.isfinite(observed)
+    share = 1 - float(kept.mean())
+    if not 0 < share < 1:
+        return
+    factor = float(np.median(right[kept] / observed[kept]))
+    dropped = np.where(kept, right / factor, 0.0)
+    likely = trial.expected.bound.likely / factor
+    ratio = float(apart(trial.name, observed, dropped, likely, trial.arithmetic).max())
+    # One factor was fitted, to within its own rounding.
+    if 0.2 < factor < 0.999 and ratio <= 2 * WITHIN:
+        why = f"model.eval() forgotten; about {1 - factor:.2f} of the numbers are zero"
+        yield Explanation(("dropout left on",), why, True, ratio, 1.0)
+
+
+def _arithmetics(trial: _Trial) -> Iterator[Explanation]:
+    """The most exact of the other arithmetics that the array could come from.
+
+    How it came about cannot be told from the numbers: float16 factors, float16 sums and tf32 all
+    leave about 11 bits. Only results that were stored with fewer bits show it.
+    """
+    own, observed = trial.arithmetic, trial.observed
+    for name, bits in (("float16", 11), ("bfloat16", 8)):
+        u = ARITHMETICS[name].u
+        if max(own.u, own.factors) >= u:
+            continue
+        stored = bool((rounded(observed.astype(np.float32), name) == observed).all())
+        words = (
+            f"results stored as {name}"
+            if stored
+            else f"products or sums in about {bits} bits ({name}{', tf32' * (bits == 11)})"
+        )
+        other = own._replace(u=u, sums=u, factors=0.0 if stored else u)
+        (again,) = expect(trial.program, [trial.name], trial.given, other)
+        expected = Expectation(again.value, again.bound)
+        found = differs(trial.name, observed, expected, other)
+        if 0.02 < found.ratio <= 1:  # below, it is finer than that
+            why = "autocast, or a library's default for its matrix unit"
+            yield Explanation((words,), why, True, found.ratio, 1.0)
+            return

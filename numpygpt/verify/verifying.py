@@ -1,0 +1,261 @@
+"""The whole verification of a dump."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..api import Model
+from ..errors import ArgumentError
+from ..loading import load
+from ..params import Array, Config, Params
+from ..records import weights_sha256
+from . import diagnosis, dumps
+from .arithmetic import Arithmetic, arithmetic, rounded
+from .comparison import Expectation, Given, OnProgress, compare, decide
+from .dump import Dump
+from .dumps.arrays import of_arrays
+from .dumps.recording import Recording
+from .gallery import gallery, matrices_to_int8
+from .matching import match
+from .operations import Edit, Program, future, kind_of
+from .propagation import evaluate
+from .report import Finding, Report, Verdict
+
+__all__ = ["verify", "verify_dump"]
+
+VERDICTS: tuple[Verdict, ...] = ("rounding", "suspicious", "wrong")
+
+
+def verify(
+    source: str | os.PathLike[str] | Dump | Recording | Mapping[str, Any],
+    model: Model | str | os.PathLike[str],
+    *,
+    mapping: Mapping[str, str | None] | None = None,
+    ids: Any = None,
+    dtype: str | None = None,
+    weights: str | None = None,
+    chunks: Sequence[int] | None = None,
+    explain: bool = True,
+    on_progress: OnProgress | None = None,
+) -> list[Report]:
+    """Compare what another program computed with GPT-2.
+
+    Parameters
+    ----------
+    source : path, mapping of str to ndarray, Recording or Dump
+        A dump of any kind that :func:`numpygpt.verify.dumps.read` knows; or its arrays by name.
+    model : Model or path
+        The same weights. Best as they are in the file: loaded in float32, or in float64.
+    mapping : mapping of str to str or None, optional
+        Which of the source's names is which trace key; see :func:`.names.mapped`.
+    ids : (T,) or (B, T) array of int, optional
+        The tokens that were read, where the source does not say.
+    dtype : str, optional
+        What the program computed in: "float64", "float32", "tf32", "float16" or "bfloat16".
+    weights : str, optional
+        How its weights were stored, where that is not `dtype`; "int8", too.
+    chunks : sequence of int, optional
+        How many tokens each pass read, where it used a cache.
+    explain : bool
+        Look for known mistakes that explain what differs.
+    on_progress : callable, optional
+        ``on_progress(done, total, name)`` after each array.
+
+    Returns
+    -------
+    list of Report
+        One for each sequence of the source.
+
+    Raises
+    ------
+    DumpError
+        If the source is damaged, or nothing in it can be matched.
+    ArgumentError
+        If an option is unusable.
+
+    Examples
+    --------
+    A port with the wrong GELU, and what is said about it:
+
+    >>> import numpy as np, numpygpt
+    >>> from numpygpt.ops import gelu
+    >>> from numpygpt.verify import verify
+    >>> model = numpygpt.load("shakespeare")
+    >>> arrays = model.trace([46, 1, 2], names=["h.0.mlp.pre", "h.0.mlp.post"])
+    >>> arrays["h.0.mlp.post"] = gelu(arrays["h.0.mlp.pre"])
+    >>> (report,) = verify(arrays, model, ids=[46, 1, 2])
+    >>> report.first.name, report.first.verdict, report.first.explanations[0].mistakes[0]
+    ('h.0.mlp.post', 'wrong', 'exact (erf) GELU instead of gelu_new')
+    """
+    if not isinstance(model, Model):
+        model = load(model)
+    config, params = model.config, model.params
+    about: dict[str, Any] = {"path": None, "sha256": None, "config": dataclasses.asdict(config)}
+    if isinstance(source, Dump):
+        found = [source]
+    else:
+        recording = _recording(source, config)
+        found = match(
+            recording, config, reference(config, params), mapping, ids, dtype, weights, chunks
+        )
+        if recording.model_sha256 is not None:
+            about["sha256"] = weights_sha256(config, params)
+        notes = _doubts(recording, about)
+        found = [dataclasses.replace(dump, notes=(*dump.notes, *notes)) for dump in found]
+    return [
+        verify_dump(
+            dump, config, params,
+            explain=explain, on_progress=on_progress, model=dict(about), sequence=n,
+        )
+        for n, dump in enumerate(found)
+    ]  # fmt: skip
+
+
+def _recording(source: Any, config: Config) -> Recording:
+    if isinstance(source, Recording):
+        return source
+    if isinstance(source, Mapping):
+        return of_arrays(source)
+    return dumps.read(source, config)
+
+
+def reference(config: Config, params: Params) -> Any:
+    """Our own float64 run, as matching asks for it: from the ids and names to arrays."""
+
+    def run(ids: Array, names: list[str]) -> dict[str, Array]:
+        program = Program(np.asarray(ids, np.int64), config, params)
+        return {
+            name: np.where(future(len(ids)), -np.inf, array)
+            if kind_of(name) == "h.{i}.attn.scores"
+            else array
+            for name, array in evaluate(program, names, {})
+        }
+
+    return run
+
+
+def _doubts(recording: Recording, about: Mapping[str, Any]) -> list[str]:
+    """What the source says about its model that is not so of ours."""
+    notes = []
+    if recording.model_sha256 not in (None, about["sha256"]):
+        notes.append(
+            f"made with other weights: their sha256 is {str(recording.model_sha256)[:12]}..., "
+            f"the model's {about['sha256'][:12]}..."
+        )
+    for name, value in (recording.config or {}).items():
+        own = about["config"].get(name, value)
+        if own != value and not (name == "n_inner" and None in (own, value)):
+            notes.append(f"made with {name} = {value!r}, the model has {own!r}")
+    return notes
+
+
+def verify_dump(
+    dump: Dump,
+    config: Config,
+    params: Params,
+    *,
+    explain: bool = True,
+    on_progress: OnProgress | None = None,
+    model: dict[str, Any] | None = None,
+    sequence: int = 0,
+) -> Report:
+    """Compare one sequence's arrays with GPT-2.
+
+    Parameters
+    ----------
+    dump : Dump
+    config : Config
+    params : Params
+        As the program's weights are said to be stored; float32 stands for itself.
+    explain : bool
+        Look for the mistakes that explain what differs.
+    on_progress : callable, optional
+        ``on_progress(done, total, name)``.
+    model : dict, optional
+        For the report.
+    sequence : int
+        For the report.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    ArgumentError
+        If the dtype is not known or there is nothing to compare.
+    """
+    start = time.perf_counter()
+    own = arithmetic(dump.dtype)
+    program = Program(
+        np.asarray(dump.ids, np.int64), config, params, dump.chunks or (len(dump.ids),),
+        edits=as_stored(dump.weights or dump.dtype, params),
+    )  # fmt: skip
+    names = [name for name in program.names if name in dump.tensors]
+    if not names:
+        raise ArgumentError(
+            "the dump holds none of the arrays of GPT-2, so nothing can be compared"
+        )
+    given = Given(dump.tensors, program.names)
+    findings = []
+    explaining = _Explaining(program, given, own)
+    for finding, expected in compare(program, given, names, own, on_progress):
+        if explain and finding.verdict != "rounding":
+            finding = explaining.finding(finding, expected)
+        findings.append(finding)
+    decisions = decide(program, given["logits"], own) if "logits" in given else []
+    bad = [finding for finding in findings if finding.verdict != "rounding"]
+    return Report(
+        dump=dump,
+        model=model or {},
+        sequence=sequence,
+        verdict=max((each.verdict for each in findings), key=VERDICTS.index),
+        findings=tuple(findings),
+        first=bad[0] if bad else None,
+        decisions=tuple(decisions),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def as_stored(dtype: str, params: Params) -> tuple[Edit, ...]:
+    """What a program that stores its weights so makes of ours."""
+    if dtype == "int8" and params.storage != "int8":
+        return (matrices_to_int8,)
+    if dtype in ("float16", "bfloat16"):
+        return (lambda program, name, array: rounded(array, dtype),)
+    return ()  # float32 as in the file, or as the model was loaded
+
+
+class _Explaining:
+    """Explanations of one dump: what explained one layer is tried first in the next."""
+
+    def __init__(self, program: Program, given: Given, own: Arithmetic):
+        self.program, self.given, self.own = program, given, own
+        self.known: dict[str, tuple[str, ...]] = {}
+        self.gallery = gallery(program)
+
+    def finding(self, finding: Finding, expected: Expectation) -> Finding:
+        """With its explanations, and wrong if one reproduces it."""
+        kind = kind_of(finding.name)
+        found: tuple[Any, ...] = ()
+        if kind in self.known:
+            names = self.known[kind]
+            again = [mistake for mistake in self.gallery if mistake.name in names]
+            found = diagnosis.explain(
+                self.program, self.given, finding, expected, self.own, again, len(names) > 1
+            )
+        if not any(each.reproduces for each in found):
+            found = diagnosis.explain(
+                self.program, self.given, finding, expected, self.own, self.gallery,
+                pairs=kind not in self.known,
+            )  # fmt: skip
+            self.known[kind] = found[0].mistakes if found else ()
+        if any(each.reproduces for each in found):
+            finding = finding._replace(verdict="wrong")
+        return finding._replace(explanations=found)
