@@ -235,6 +235,21 @@ def test_a_report_that_fails_leaves_the_old_file(cli, model, stub, tmp_path, mon
     assert sorted(each.name for each in tmp_path.iterdir()) == ["model", "out"]
 
 
+def test_a_file_that_cannot_be_replaced_stays(cli, model, stub, tmp_path, monkeypatch):
+    path = tmp_path / "out"
+    path.write_text("precious")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.replace", refuse)
+    result = cli("verify", "good", "--model", model, "--html", str(path), "--overwrite")
+    assert result.code == 2
+    assert result.err == f"numpygpt: error: {path}: cannot be replaced: Permission denied\n"
+    assert path.read_text() == "precious"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["model", "out"]
+
+
 # -- what is unusable --------------------------------------------------------------------------
 
 

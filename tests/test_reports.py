@@ -289,6 +289,8 @@ def test_a_group_knows_what_the_dump_has_of_it():
     part = Report(**{**vars(report), "findings": some, "first": some[0]})
     told = said(as_text(part))["compared"]
     assert "mlp.post: wrong in all 2 layers that the dump has, ratio" in told
+    alone = Report(**{**vars(report), "findings": some[-13:], "first": None})
+    assert "mlp.post: wrong in layer 5, ratio" in said(as_text(alone))["compared"]
 
 
 def test_groups_stand_in_the_order_in_which_they_are_met():
@@ -444,6 +446,7 @@ def test_json_says_the_worst_verdict_and_what_was_unusable():
     suspicious = make({"ln_f": finding("ln_f", "suspicious", 2.5)})
     made = json.loads(as_json([make(), suspicious, make()]))
     assert (made["verdict"], made["passed"]) == ("suspicious", False)
+    assert json.loads(as_json([suspicious, gelu()]))["verdict"] == "wrong"
     assert json.loads(as_json([make()]))["passed"] is True
     made = json.loads(as_json([make()], [Unusable("a.npz", "damaged")]))
     assert (made["verdict"], made["passed"]) == ("rounding", False)

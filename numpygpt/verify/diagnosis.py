@@ -21,7 +21,7 @@ from .operations import Program, kind_of
 from .propagation import evaluate, expect
 from .report import Explanation, Finding
 
-__all__ = ["explain"]
+__all__ = ["explain", "hidden"]
 
 # An array is what a mistake gives if it is within this many bounds (which are those of the right
 # program, though the mistake may round a little more), and if this share of the squared difference
@@ -31,6 +31,13 @@ SHARE = 0.9
 
 # Explanations that are kept.
 MOST = 3
+
+# A mistake that no single number shows is only looked for where its effect is at least this
+# fraction of the rounding; it shows if 1 -+ NEARNESS of it is there, and that is this many
+# standard errors from nothing.
+LEAST_EFFECT = 0.2
+NEARNESS = 0.25
+SIGNIFICANCE = 10.0
 
 
 def explain(
@@ -78,6 +85,40 @@ def explain(
     return tuple(found[:MOST])
 
 
+def hidden(
+    program: Program,
+    given: Mapping[str, Array],
+    finding: Finding,
+    expected: Expectation,
+    arithmetic: Arithmetic,
+    mistakes: Iterable[Mistake],
+) -> tuple[Explanation, ...]:
+    """The mistake that shows through the rounding of an array, though no number exceeds its bound.
+
+    Rounding goes this way and that; a mistake pushes every number just where it would. So the
+    differences of all numbers together are laid along those that the mistake makes: the share t
+    of the mistake that fits best is 1 if it was made, and 0, but for chance, if it was not.
+
+    Parameters
+    ----------
+    program, given, finding, expected, arithmetic
+        As for :func:`explain`; the finding is one of rounding.
+    mistakes : iterable of Mistake
+
+    Returns
+    -------
+    tuple of Explanation
+        None or one.
+    """
+    if finding.through:  # what was inherited lies along many directions
+        return ()
+    trial = _Trial(program, given, finding.name, expected, arithmetic)
+    kind = kind_of(finding.name)
+    found = [trial.shows(each) for each in mistakes if kind in each.kinds]
+    shown = [each for each in found if each is not None]
+    return tuple(sorted(shown, key=lambda each: -each.explained)[:1])
+
+
 def _together(a: Mistake, b: Mistake) -> bool:
     """Whether two mistakes are two, and do not replace each other's operation or field."""
     return (
@@ -116,14 +157,8 @@ class _Trial:
 
     def of(self, mistakes: tuple[Mistake, ...]) -> Explanation | None:
         """How well some mistakes account for the array; None if they cannot be made."""
-        program = self.program
-        for mistake in mistakes:
-            program = mistake.made(program)
-        try:
-            ((_, value),) = evaluate(program, [self.name], self.given)
-        except (ValueError, IndexError):  # shapes that do not fit together
-            return None
-        if value.shape != self.observed.shape:
+        value = self._made(mistakes)
+        if value is None:
             return None
         likely = self._scaled(value)
         found = differs(
@@ -141,6 +176,40 @@ class _Trial:
             found.ratio,
             float(explained),
         )
+
+    def shows(self, mistake: Mistake) -> Explanation | None:
+        """Whether the rounding lies around what a mistake gives instead of what is right."""
+        value = self._made((mistake,))
+        if value is None:
+            return None
+        right, likely = self.expected
+        with np.errstate(all="ignore"):
+            effect = (value - right) / likely.likely
+            found = (self.observed - right) / likely.likely
+        counted = np.isfinite(effect) & np.isfinite(found)
+        effect, found = effect[counted], found[counted]
+        size, noise = float(np.square(effect).sum()), float(np.square(found).sum())
+        if size < LEAST_EFFECT**2 * noise or not noise:
+            return None
+        share = float((effect * found).sum() / size)
+        left = float(np.square(found - effect).sum())
+        error = (left / size / max(len(found), 1)) ** 0.5
+        if abs(share - 1) > NEARNESS or share < SIGNIFICANCE * error:
+            return None
+        ratio = float(np.abs(found - effect).max())
+        why = f"{mistake.why}; {share:.2f} +- {error:.2f} of it shows through the rounding"
+        return Explanation((mistake.name,), why, ratio <= WITHIN, ratio, 1 - left / noise)
+
+    def _made(self, mistakes: tuple[Mistake, ...]) -> Array | None:
+        """The array with some mistakes in it; None if they cannot be made."""
+        program = self.program
+        for mistake in mistakes:
+            program = mistake.made(program)
+        try:
+            ((_, value),) = evaluate(program, [self.name], self.given)
+        except (ValueError, IndexError):  # shapes that do not fit together
+            return None
+        return value if value.shape == self.observed.shape else None
 
     def _scaled(self, value: Array) -> Array:
         """The bound of the right result, larger where a wrong one is."""

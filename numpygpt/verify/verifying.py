@@ -206,7 +206,7 @@ def verify_dump(
     findings = []
     explaining = _Explaining(program, given, own)
     for finding, expected in compare(program, given, names, own, on_progress):
-        if explain and finding.verdict != "rounding":
+        if explain:
             finding = explaining.finding(finding, expected)
         findings.append(finding)
     decisions = decide(program, given["logits"], own) if "logits" in given else []
@@ -238,10 +238,17 @@ class _Explaining:
     def __init__(self, program: Program, given: Given, own: Arithmetic):
         self.program, self.given, self.own = program, given, own
         self.known: dict[str, tuple[str, ...]] = {}
-        self.gallery = gallery(program)
+        self.gallery = [each for each in gallery(program) if not 0 < each.roundoff <= own.u]
 
     def finding(self, finding: Finding, expected: Expectation) -> Finding:
-        """With its explanations, and wrong if one reproduces it."""
+        """With its explanations: wrong if one reproduces it, suspicious if one shows through."""
+        if finding.verdict == "rounding":
+            shown = diagnosis.hidden(
+                self.program, self.given, finding, expected, self.own, self.gallery
+            )
+            return finding._replace(
+                explanations=shown, verdict="suspicious" if shown else "rounding"
+            )
         kind = kind_of(finding.name)
         found: tuple[Any, ...] = ()
         if kind in self.known:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...ops import ACTIVATIONS
 from ...params import Array, Config
-from ..arithmetic import rounded
+from ..arithmetic import ARITHMETICS, rounded
 from ..operations import Compute, Program, same
 from .mistake import Mistake, exchanged
 
@@ -78,6 +78,7 @@ _WRONG = (
         "GELU from a table of halves",
         "ggml looks it up by half-precision inputs",
         (POST, _table_of_halves),
+        roundoff=ARITHMETICS["float16"].u,
     ),
     exchanged(
         "GELU without its cubic term",

@@ -31,6 +31,9 @@ class Mistake:
         ``edit(program, name, array)`` -> array: what is made of the weights.
     when : callable
         ``when(program)`` -> whether it can be made with this model and these tokens.
+    roundoff : float
+        For a mistake that is only rounding: its unit. In an arithmetic that rounds as much it is
+        none.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Mistake:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     edit: Edit | None = None
     when: Callable[[Program], bool] = lambda program: True
+    roundoff: float = 0.0
 
     def made(self, program: Program) -> Program:
         """The program with this mistake in it."""
@@ -47,7 +51,8 @@ class Mistake:
             program,
             config=dataclasses.replace(program.config, **self.config),
             operations={**program.operations, **self.operations},
-            edits=(*program.edits, self.edit) if self.edit else program.edits,
+            # Before what the program's own storage makes of the weights.
+            edits=(self.edit, *program.edits) if self.edit else program.edits,
         )
 
 
@@ -56,10 +61,11 @@ def exchanged(
     why: str,
     *changes: tuple[str, Compute],
     when: Callable[[Program], bool] = lambda program: True,
+    roundoff: float = 0.0,
 ) -> Mistake:
     """A mistake that computes some rows of the table otherwise, from the same inputs."""
     operations = {kind: OPERATIONS[kind]._replace(compute=compute) for kind, compute in changes}
-    return Mistake(name, why, tuple(operations), operations, when=when)
+    return Mistake(name, why, tuple(operations), operations, when=when, roundoff=roundoff)
 
 
 def rewired(name: str, why: str, **operations: tuple[tuple[str, ...], Compute]) -> Mistake:

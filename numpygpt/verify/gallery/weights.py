@@ -8,7 +8,7 @@ import numpy as np
 
 from ... import storage
 from ...params import Array
-from ..arithmetic import rounded
+from ..arithmetic import ARITHMETICS, rounded
 from ..operations import Edit, Program
 from .mistake import Mistake, has_bias
 
@@ -84,7 +84,13 @@ WEIGHTS = (
         when=lambda program: program.config.n_layer > 10,
     ),
     *(
-        Mistake(f"weights rounded to {dtype}", "half the memory", EVERYWHERE, edit=narrowed(dtype))
+        Mistake(
+            f"weights rounded to {dtype}",
+            "half the memory",
+            EVERYWHERE,
+            edit=narrowed(dtype),
+            roundoff=ARITHMETICS[dtype].u,
+        )
         for dtype in ("float16", "bfloat16")
     ),
     Mistake(

@@ -88,8 +88,6 @@ def _entries(report: Report) -> Iterator[tuple[str, str]]:
 
 def _entry(label: str, text: str) -> list[str]:
     """A label and its text on lines; nothing for no text."""
-    if not text:
-        return []
     lead = label.ljust(LABEL) if len(label) < LABEL else f"{label}  "
     return _wrapped(text, lead, " " * LABEL)
 
