@@ -17,15 +17,21 @@ Sums
     holds with a probability that c controls). c is measured over orders from one long chain,
     which is the worst that is in use, to pairwise.
 Products x W + b
-    A sum for each number, with ``A = |x| |W| + |b|``. Factors that are read with fewer bits
-    change each term by up to ``2 f``, independently, so that likely takes 6 standard deviations:
-    ``6 f sqrt(x**2 W**2)``; certain takes ``2 f A``. Then the product and the sum with the bias
-    are stored: ``u (|x W| + |y|)``.
+    A sum for each number, with ``A = |x| |W| + |b|``, since it may begin with the bias. Where
+    factors are read with fewer bits, each loses up to ``2 f``, as matrix units cut bits off rather
+    than round; part of that is the same in every term, part goes this way and that, so that likely
+    takes ``4 f (sqrt(x**2 W**2) + |x W|)`` and certain ``4 f A``. Where results are stored with
+    fewer bits than sums have, a library may cut a long sum into parts and store these before it
+    adds them (cuBLAS does for PyTorch unless it is told not to): likely takes ``u min(3 sqrt(x**2
+    W**2) + |x W|, A)``, certain ``u A``. Then the product and the sum with the bias are stored:
+    ``u (|x W| + |y|)``.
 Layer norm
     The mean errs like a sum: ``m = c sqrt(n) s mean|x| + u |mean|``. The variance v is a sum of
     squares (of x, where a program computes ``mean(x**2) - mean(x)**2``: hence the condition ``k =
     mean(x**2) / (v + eps)``), so z = (x - mean) / sqrt(v + eps) errs by ``m / sqrt(v + eps) + |z|
-    (c sqrt(n) s k / 2 + 4 u)``, and the result by |g| times that, ``u |g z|`` and ``u |y|``.
+    (c sqrt(n) s k + 4 u)``, and the result by |g| times that, ``u |g z|`` and ``u |y|``. The root
+    halves the error of the variance; but where one feature is a thousand times the others, as in
+    GPT-2's stream, the squares of the others are rounded in one direction, and the half is needed.
 Softmax
     exp(x - max) turns the absolute error ``u |x - max|`` of its argument into a relative one; the
     exponential, the division and the stored result add ``4 u``, the sum of positive numbers ``c
@@ -107,12 +113,17 @@ def sum_of(n: int, size: Array, s: float) -> Bound:
 
 def product(x: Array, w: Array, a: Arithmetic, scale: float = 1.0) -> Bound:
     """Of ``scale * x @ w``, but for storing it."""
-    x, w = np.abs(x), np.abs(w)
-    likely, certain = sum_of(x.shape[-1], scale * np.matmul(x, w), a.sums)
+    size = abs(scale) * np.matmul(np.abs(x), np.abs(w))
+    likely, certain = sum_of(x.shape[-1], size, a.sums)
+    if a.factors or a.u > a.sums:
+        spread = np.abs(scale) * np.sqrt(np.matmul(np.square(x), np.square(w)))
+        result = np.abs(scale * np.matmul(x, w))
     if a.factors:
-        spread = scale * np.sqrt(np.matmul(np.square(x), np.square(w)))
-        likely = likely + 6 * a.factors * spread
-        certain = certain * (1 + 2 * a.factors / (x.shape[-1] * a.sums))
+        likely = likely + 4 * a.factors * (spread + result)
+        certain = certain * (1 + 4 * a.factors / (x.shape[-1] * a.sums))
+    if a.u > a.sums:
+        likely = likely + a.u * np.minimum(3 * spread + result, size)
+        certain = certain + a.u * size
     return Bound(likely, certain)
 
 
@@ -171,7 +182,7 @@ def _normed(name: str) -> Bounder:
         condition = np.square(x).mean(-1, keepdims=True) / np.square(root)
         stored = a.u * (np.abs(g) * (np.abs(mean) / root + 5 * np.abs(z)) + np.abs(y))
         mean_sum = sum_of(n, np.abs(x).mean(-1, keepdims=True), a.sums)
-        square_sum = sum_of(n, condition / 2, a.sums)
+        square_sum = sum_of(n, condition, a.sums)
         likely, certain = (
             np.abs(g) * (mean_error / root + np.abs(z) * relative)
             for mean_error, relative in zip(mean_sum, square_sum, strict=True)
@@ -196,7 +207,9 @@ def _pattern(program: Program, layer: int, scores: Array, *, y: Array, a: Arithm
     seen = np.where(future(scores.shape[1]), -np.inf, scores)
     below = seen.max(-1, keepdims=True) - seen
     argument = np.where(np.isfinite(below), below, 0.0)
-    return plus(sum_of(scores.shape[-1], y, a.sums), a.u * (argument + 4) * y)
+    # Not only to first order: in bfloat16 the error of an argument of -80 is 0.3.
+    relative = np.expm1(np.minimum(a.u * (argument + 4), 50))
+    return plus(sum_of(scores.shape[-1], y, a.sums), relative * y)
 
 
 def _mixed(

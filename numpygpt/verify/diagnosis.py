@@ -7,12 +7,15 @@ together; if no two do, the array may be what another arithmetic gives.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 from ..params import Array
+from ..plans import INTERMEDIATES
 from .arithmetic import ARITHMETICS, Arithmetic, rounded
 from .bounds import Bound
 from .comparison import Expectation, apart, differs
@@ -23,6 +26,8 @@ from .report import Explanation, Finding
 
 __all__ = ["explain", "hidden"]
 
+AXES = {row.name: row.axes for row in INTERMEDIATES}
+
 # An array is what a mistake gives if it is within this many bounds (which are those of the right
 # program, though the mistake may round a little more), and if this share of the squared difference
 # goes away; else a mistake of hardly any effect would explain what is hardly beyond a bound.
@@ -31,6 +36,11 @@ SHARE = 0.9
 
 # Explanations that are kept.
 MOST = 3
+
+# Through many operations, mistakes are first tried on so many tokens, and two at a time only of so
+# many. With 124 million parameters and logits alone: TIMES.
+SHORT = 12
+PAIRED = 10
 
 # A mistake that no single number shows is only looked for where its effect is at least this
 # fraction of the rounding; it shows if 1 -+ NEARNESS of it is there, and that is this many
@@ -48,6 +58,7 @@ def explain(
     arithmetic: Arithmetic,
     mistakes: Iterable[Mistake] | None = None,
     pairs: bool = True,
+    right: Iterable[str] = (),
 ) -> tuple[Explanation, ...]:
     """The mistakes that account for an array, the best first.
 
@@ -65,6 +76,9 @@ def explain(
         Those to be tried; the whole gallery if None.
     pairs : bool
         Whether two at a time are tried where one is not enough.
+    right : iterable of str
+        Arrays that were found to be right. Of several mistakes that reproduce this one, those
+        come last that would have shown there.
 
     Returns
     -------
@@ -74,15 +88,25 @@ def explain(
     """
     tried = list(gallery(program) if mistakes is None else mistakes)
     kinds = {kind_of(name) for name in (finding.name, *finding.through)}
-    tried = [mistake for mistake in tried if kinds & set(mistake.kinds)]
+    singles: list[tuple[Mistake, ...]] = [
+        (mistake,) for mistake in tried if kinds & set(mistake.kinds)
+    ]
     trial = _Trial(program, given, finding.name, expected, arithmetic)
-    found = _ranked(trial.of((mistake,)) for mistake in tried)
-    if pairs and not any(each.reproduces for each in found):
-        both = ((a, b) for a, b in itertools.combinations(tried, 2) if _together(a, b))
-        found = _ranked([*found, *_ranked(map(trial.of, both))])
-    if not any(each.reproduces for each in found):
-        found = [*_dropout(trial), *_arithmetics(trial), *found]
-    return tuple(found[:MOST])
+    quick = trial.shortened() if finding.through else trial
+    found = _ranked(quick, singles)
+    if pairs and not any(each.reproduces for each, _ in found):
+        best = singles
+        if finding.through:  # through many operations, every two would take too long
+            best = [made for _, made in found[:PAIRED]]
+        both = [(*a, *b) for a, b in itertools.combinations(best, 2) if _together(*a, *b)]
+        found = [*_ranked(quick, both), *found]
+    found = _ranked(trial, [made for each, made in found if each.explained >= 0.5][: 2 * MOST])
+    if sum(each.reproduces for each, _ in found) > 1:
+        found.sort(key=lambda pair: pair[0].reproduces and trial.contradicted(pair[1], right))
+    kept = [each for each, _ in found if each.explained >= 0.5]
+    if not any(each.reproduces for each in kept):
+        kept = [*_dropout(trial), *_arithmetics(trial), *kept]
+    return tuple(kept[:MOST])
 
 
 def hidden(
@@ -128,15 +152,18 @@ def _together(a: Mistake, b: Mistake) -> bool:
     )
 
 
-def _ranked(found: Iterable[Explanation | None]) -> list[Explanation]:
-    """The best first, each name once."""
+def _ranked(
+    trial: _Trial, made: Iterable[tuple[Mistake, ...]]
+) -> list[tuple[Explanation, tuple[Mistake, ...]]]:
+    """What explains an array best first, each name once."""
+    found = [(trial.of(mistakes), mistakes) for mistakes in made]
     ranked = sorted(
-        (each for each in found if each is not None and each.explained >= 0.5),
-        key=lambda each: (not each.reproduces, len(each.mistakes), -each.explained),
+        ((each, mistakes) for each, mistakes in found if each is not None),
+        key=lambda pair: (not pair[0].reproduces, len(pair[1]), -round(pair[0].explained, 3)),
     )
-    best: dict[tuple[str, ...], Explanation] = {}
-    for each in ranked:
-        best.setdefault(each.mistakes, each)
+    best: dict[tuple[str, ...], tuple[Explanation, tuple[Mistake, ...]]] = {}
+    for each, mistakes in ranked:
+        best.setdefault(each.mistakes, (each, mistakes))
     return list(best.values())
 
 
@@ -154,6 +181,30 @@ class _Trial:
         self.program, self.name, self.arithmetic = program, name, arithmetic
         self.given = given
         self.observed, self.expected = given[name], expected
+
+    def shortened(self) -> _Trial:
+        """The same for the first few tokens, which do not depend on the others.
+
+        It is used where many operations are run, if these tokens differ.
+        """
+        length = len(self.program.ids)
+        short = min(SHORT, length)
+        value, (likely, certain) = self.expected
+        first = functools.partial(_first, self.name, length=length, short=short)
+        expected = Expectation(first(value), Bound(first(likely), first(certain)))
+        program = dataclasses.replace(
+            self.program,
+            ids=self.program.ids[:short],
+            chunks=_begun(self.program.chunks, short),
+            # A bound is several times the rounding of float32, which reads half the bytes.
+            dtype=np.float32 if self.arithmetic.u >= ARITHMETICS["float32"].u else np.float64,
+        )
+        given = {
+            key: _first(key, self.given[key], length=length, short=short) for key in self.given
+        }
+        trial = _Trial(program, given, self.name, expected, self.arithmetic)
+        found = differs(self.name, given[self.name], expected, self.arithmetic)
+        return trial if found.ratio > 1 else self
 
     def of(self, mistakes: tuple[Mistake, ...]) -> Explanation | None:
         """How well some mistakes account for the array; None if they cannot be made."""
@@ -176,6 +227,20 @@ class _Trial:
             found.ratio,
             float(explained),
         )
+
+    def contradicted(self, mistakes: tuple[Mistake, ...], right: Iterable[str]) -> bool:
+        """Whether some mistakes would have shown in arrays that are right."""
+        for mistake in mistakes:
+            for name in right:
+                if kind_of(name) in mistake.kinds:
+                    (should,) = expect(self.program, [name], self.given, self.arithmetic)
+                    expected = Expectation(should.value, should.bound)
+                    there = _Trial(self.program, self.given, name, expected, self.arithmetic)
+                    found = there.of((mistake,))
+                    if found is None or found.ratio > WITHIN:
+                        return True
+                    break
+        return False
 
     def shows(self, mistake: Mistake) -> Explanation | None:
         """Whether the rounding lies around what a mistake gives instead of what is right."""
@@ -224,6 +289,18 @@ class _Trial:
         """The mean squared difference in units of the bound, each at most 10**6."""
         ratios = apart(self.name, self.observed, value, likely, self.arithmetic)
         return float(np.square(np.minimum(ratios, 1e6)).mean())
+
+
+def _first(name: str, array: Array, *, length: int, short: int) -> Array:
+    """What an array is of the first `short` of `length` tokens."""
+    axes = AXES[kind_of(name)]
+    return array[tuple(slice(short if axis in "NTS" else None) for axis in axes)]
+
+
+def _begun(chunks: tuple[int, ...], short: int) -> tuple[int, ...]:
+    """The passes that read the first tokens."""
+    stops = [min(stop, short) for stop in itertools.accumulate(chunks)]
+    return tuple(b - a for a, b in itertools.pairwise([0, *stops]) if b > a)
 
 
 def _largest(array: Array) -> Array:

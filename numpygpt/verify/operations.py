@@ -63,6 +63,8 @@ class Program:
         By trace key, with ``{i}`` for the layer.
     edits : tuple of callable
         ``edit(program, name, array)`` -> array: what is made of the weights.
+    dtype : dtype
+        What it computes in.
     """
 
     ids: Array
@@ -71,16 +73,17 @@ class Program:
     chunks: tuple[int, ...] = ()
     operations: Mapping[str, Operation] = dataclasses.field(default_factory=lambda: OPERATIONS)
     edits: tuple[Edit, ...] = ()
+    dtype: Any = np.float64
 
     def weight(self, name: str) -> Array | None:
-        """A learned array by OpenAI's name, such as ``"h.0.ln_1.g"``, in float64."""
+        """A learned array by OpenAI's name, such as ``"h.0.ln_1.g"``."""
         array = functools.reduce(_part, name.split("."), self.params)
-        return None if array is None else self.edited(name, np.asarray(array, np.float64))
+        return None if array is None else self.edited(name, np.asarray(array, self.dtype))
 
     def rows(self, name: str, index: Array) -> Array:
         """Some rows of a table."""
         table = getattr(self.params, name)
-        return self.edited(name, np.asarray(np.take(table, index, axis=0), np.float64))
+        return self.edited(name, np.asarray(np.take(table, index, axis=0), self.dtype))
 
     def edited(self, name: str, array: Array) -> Array:
         """What the program makes of a learned array."""

@@ -16,12 +16,12 @@ from ..loading import load
 from ..params import Array, Config, Params
 from ..records import weights_sha256
 from . import diagnosis, dumps
-from .arithmetic import Arithmetic, arithmetic, rounded
+from .arithmetic import Arithmetic, arithmetic
 from .comparison import Expectation, Given, OnProgress, compare, decide
 from .dump import Dump
 from .dumps.arrays import of_arrays
 from .dumps.recording import Recording
-from .gallery import gallery, matrices_to_int8
+from .gallery import gallery, matrices_narrowed, matrices_to_int8, narrowed
 from .matching import match
 from .operations import Edit, Program, future, kind_of
 from .propagation import evaluate
@@ -195,7 +195,7 @@ def verify_dump(
     own = arithmetic(dump.dtype)
     program = Program(
         np.asarray(dump.ids, np.int64), config, params, dump.chunks or (len(dump.ids),),
-        edits=as_stored(dump.weights or dump.dtype, params),
+        edits=as_stored(dump, config, params),
     )  # fmt: skip
     names = [name for name in program.names if name in dump.tensors]
     if not names:
@@ -223,13 +223,30 @@ def verify_dump(
     )
 
 
-def as_stored(dtype: str, params: Params) -> tuple[Edit, ...]:
-    """What a program that stores its weights so makes of ours."""
-    if dtype == "int8" and params.storage != "int8":
-        return (matrices_to_int8,)
-    if dtype in ("float16", "bfloat16"):
-        return (lambda program, name, array: rounded(array, dtype),)
-    return ()  # float32 as in the file, or as the model was loaded
+def as_stored(dump: Dump, config: Config, params: Params) -> tuple[Edit, ...]:
+    """What a program that stores its weights as a dump says makes of ours.
+
+    A program that computes in bfloat16 has all its weights in bfloat16. One that only stores them
+    so may leave out vectors and positions, as :mod:`numpygpt.storage` does: its embedding tells.
+    """
+    dtype = dump.weights or dump.dtype
+    if dtype == "int8":
+        return () if params.storage == "int8" else (matrices_to_int8,)
+    if dtype not in ("float16", "bfloat16"):
+        return ()  # float32 as in the file, or as the model was loaded
+    if dump.weights in (None, dump.dtype):
+        return (narrowed(dtype),)
+    readings = [(matrices_narrowed(dtype),), (narrowed(dtype),)]
+    if "embed" not in dump.tensors:
+        return readings[0]
+    observed = np.asarray(dump.tensors["embed"], np.float64)
+    ids = np.asarray(dump.ids, np.int64)
+    return min(
+        readings,
+        key=lambda edits: float(
+            np.abs(Program(ids, config, params, edits=edits).compute("embed", {}) - observed).max()
+        ),
+    )
 
 
 class _Explaining:
@@ -238,6 +255,7 @@ class _Explaining:
     def __init__(self, program: Program, given: Given, own: Arithmetic):
         self.program, self.given, self.own = program, given, own
         self.known: dict[str, tuple[str, ...]] = {}
+        self.right: list[str] = []
         self.gallery = [each for each in gallery(program) if not 0 < each.roundoff <= own.u]
 
     def finding(self, finding: Finding, expected: Expectation) -> Finding:
@@ -246,6 +264,8 @@ class _Explaining:
             shown = diagnosis.hidden(
                 self.program, self.given, finding, expected, self.own, self.gallery
             )
+            if not shown and not finding.through:
+                self.right.append(finding.name)
             return finding._replace(
                 explanations=shown, verdict="suspicious" if shown else "rounding"
             )
@@ -255,12 +275,19 @@ class _Explaining:
             names = self.known[kind]
             again = [mistake for mistake in self.gallery if mistake.name in names]
             found = diagnosis.explain(
-                self.program, self.given, finding, expected, self.own, again, len(names) > 1
+                self.program,
+                self.given,
+                finding,
+                expected,
+                self.own,
+                again,
+                len(names) > 1,
+                self.right,
             )
         if not any(each.reproduces for each in found):
             found = diagnosis.explain(
                 self.program, self.given, finding, expected, self.own, self.gallery,
-                pairs=kind not in self.known,
+                pairs=kind not in self.known, right=self.right,
             )  # fmt: skip
             self.known[kind] = found[0].mistakes if found else ()
         if any(each.reproduces for each in found):

@@ -10,14 +10,14 @@ from __future__ import annotations
 from ..operations import Program
 from .activations import activations
 from .embedding import EMBEDDING
-from .heads import HEADS
+from .heads import HEADS, head_counts
 from .mistake import Mistake
 from .norms import norms
 from .scores import SCORES
 from .structure import HEAD, structures
-from .weights import WEIGHTS, matrices_to_int8, narrowed
+from .weights import WEIGHTS, matrices_narrowed, matrices_to_int8, narrowed
 
-__all__ = ["Mistake", "gallery", "matrices_to_int8", "narrowed"]
+__all__ = ["Mistake", "gallery", "matrices_narrowed", "matrices_to_int8", "narrowed"]
 
 
 def gallery(program: Program) -> list[Mistake]:
@@ -45,6 +45,7 @@ def gallery(program: Program) -> list[Mistake]:
         *norms(program.config),
         *SCORES,
         *HEADS,
+        *head_counts(program.config),
         *EMBEDDING,
         *structures(),
         *HEAD,

@@ -9,11 +9,11 @@ import numpy as np
 
 from ... import model
 from ...ops import linear, softmax
-from ...params import Array
+from ...params import Array, Config
 from ..operations import Compute, Edit, Operation, Program, future, heads_of
 from .mistake import Mistake, exchanged
 
-__all__ = ["HEADS"]
+__all__ = ["HEADS", "head_counts"]
 
 QKV, SCORES, PATTERN, MIXED, OUT = (
     f"h.{{i}}.attn.{name}" for name in ("qkv", "scores", "pattern", "heads", "out")
@@ -95,46 +95,33 @@ def _merged(merge: Callable[[Array], Array]) -> tuple[str, Compute]:
     return OUT, compute
 
 
-def _head_counts() -> list[Mistake]:
-    """Twice as many heads, and half as many."""
-
-    def split(factor: float) -> Split:
-        def of(program: Program, qkv: Array) -> tuple[Array, Array, Array]:
-            count = int(program.config.n_head * factor)
-            q, k, v = model.split_heads(qkv, 3, len(qkv), count)
-            return q[0], k[0], v[0]
-
-        return of
-
-    def attended(factor: float) -> Compute:
-        def compute(program: Program, layer: int, qkv: Array) -> Array:
-            q, k, v = split(factor)(program, qkv)
-            scale = dataclasses.replace(
-                program.config, n_head=int(program.config.n_head * factor)
-            ).attention_scale(layer)
-            scores = np.where(future(len(qkv)), -np.inf, np.matmul(q * scale, k.mT))
-            mixed = model.merge_heads(np.matmul(softmax(scores), v)[None])
-            return linear(mixed, *program.map(f"h.{layer}.attn.c_proj"))
-
-        return compute
-
-    def fits(factor: float) -> Callable[[Program], bool]:
-        def when(program: Program) -> bool:
-            count = program.config.n_head * factor
-            return count == int(count) and program.config.n_embd % int(count) == 0
-
-        return when
-
+def head_counts(config: Config) -> list[Mistake]:
+    """Other numbers of heads; every shape but the scores' fits any divisor of C."""
+    own, width = config.n_head, config.n_embd
+    usual = {1, own // 4, own // 2, 2 * own, 4 * own, 8, 12, 16, width // 64, width // 128, width}
     return [
         Mistake(
-            f"{words} as many heads",
-            "every shape fits any divisor of C",
+            f"{count} heads instead of {own}",
+            "every weight fits any divisor of C",
             (SCORES, PATTERN, MIXED, OUT),
-            {OUT: Operation((QKV,), attended(factor), "attention")},
-            when=fits(factor),
+            {OUT: Operation((QKV,), _attended(count), "attention")},
         )
-        for factor, words in ((2, "twice"), (0.5, "half"))
+        for count in sorted(usual - {0, own})
+        if width % count == 0
     ]
+
+
+def _attended(count: int) -> Compute:
+    """Attention with so many heads: (T, 3C) -> (T, C)."""
+
+    def compute(program: Program, layer: int, qkv: Array) -> Array:
+        q, k, v = model.split_heads(qkv, 3, len(qkv), count)[:, 0]
+        scale = dataclasses.replace(program.config, n_head=count).attention_scale(layer)
+        scores = np.where(future(len(qkv)), -np.inf, np.matmul(q * scale, k.mT))
+        mixed = model.merge_heads(np.matmul(softmax(scores), v)[None])
+        return linear(mixed, *program.map(f"h.{layer}.attn.c_proj"))
+
+    return compute
 
 
 HEADS = (
@@ -170,5 +157,4 @@ HEADS = (
         "(D, H) for (H, D) in a reshape",
         _merged(lambda heads: heads.transpose(1, 2, 0).reshape(heads.shape[1], -1)),
     ),
-    *_head_counts(),
 )

@@ -132,7 +132,6 @@ SCORES = (
             not program.config.scale_attn_by_inverse_layer_idx and program.config.n_layer > 1
         ),
     ),
-    exchanged("mask missing", "BERT has none", *_seeing(lambda program, s, t: s + t >= 0)),
     exchanged(
         "mask hides the token itself",
         "tril(-1) for tril(0)",
@@ -173,6 +172,7 @@ SCORES = (
         *_seeing(_from_the_start),
         when=several_passes,
     ),
+    exchanged("mask missing", "BERT has none", *_seeing(lambda program, s, t: s + t >= 0)),
     exchanged("mask after the softmax", "rows no longer sum to 1", _pattern_as(_after_softmax)),
     exchanged(
         "softmax over queries",

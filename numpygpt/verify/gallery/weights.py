@@ -12,7 +12,7 @@ from ..arithmetic import ARITHMETICS, rounded
 from ..operations import Edit, Program
 from .mistake import Mistake, has_bias
 
-__all__ = ["WEIGHTS", "matrices_to_int8", "narrowed", "zeroed"]
+__all__ = ["WEIGHTS", "matrices_narrowed", "matrices_to_int8", "narrowed", "zeroed"]
 
 MAPS = ("h.{i}.attn.qkv", "h.{i}.attn.out", "h.{i}.mlp.pre", "h.{i}.mlp.out")
 IN_BLOCKS = ("h.{i}.ln_1", "h.{i}.ln_2", *MAPS)
@@ -27,6 +27,13 @@ def zeroed(*endings: str) -> Edit:
 def narrowed(dtype: str) -> Edit:
     """Weights rounded to fewer bits."""
     return lambda program, name, array: rounded(array, dtype)
+
+
+def matrices_narrowed(dtype: str) -> Edit:
+    """Matrices rounded to fewer bits, as :mod:`numpygpt.storage` does; vectors stay."""
+    return lambda program, name, array: (
+        array if array.ndim < 2 or name == "wpe" else rounded(array, dtype)
+    )
 
 
 def matrices_to_int8(program: Program, name: str, array: Array) -> Array:
