@@ -30,6 +30,9 @@ __all__ = [
     "differs",
 ]
 
+# A score that hides its key. The lowest number of float16 is -65504.
+HIDDEN = -6e4
+
 OnProgress = Callable[[int, int, str], Any]
 
 
@@ -53,26 +56,35 @@ class Expectation(NamedTuple):
 class Given(Mapping[str, Array]):
     """The arrays of a dump by trace key, each widened to float64 when it is asked for.
 
-    What a block starts with is what the one before it left; where a dump has only one of the two,
-    it stands for both.
+    What a block starts with is what the one before it left. Where a dump has only one of the two,
+    it stands for both, and is compared with what makes it.
 
     Parameters
     ----------
     tensors : mapping of str to ndarray
     names : list of str
         Every trace key, in the order of execution.
+
+    Attributes
+    ----------
+    compared : list of str
+        The trace keys that are to be compared.
     """
 
     def __init__(self, tensors: Mapping[str, Array], names: list[str]):
         self.tensors = tensors
         self.keys_of = {name: name for name in names if name in tensors}
+        made = dict.fromkeys(self.keys_of)
         for name in names:
             if kind_of(name) == "h.{i}.resid_pre":
                 layer = layer_of(name)
                 before = f"h.{layer - 1}.resid_post" if layer else "embed"
-                for here, there in ((name, before), (before, name)):
-                    if here in tensors:
-                        self.keys_of.setdefault(there, here)
+                if name in tensors and before not in tensors:
+                    self.keys_of[before] = name
+                    made[before] = made.pop(name)
+                elif before in tensors:
+                    self.keys_of.setdefault(name, before)
+        self.compared = [name for name in names if name in made]
 
     def __getitem__(self, name: str) -> Array:
         return np.asarray(self.tensors[self.keys_of[name]], np.float64)
@@ -118,7 +130,8 @@ def apart(name: str, observed: Array, value: Array, likely: Array, a: Arithmetic
         ratios = np.abs(observed - value) / likely
     ratios = np.where((observed == value) | (np.isnan(observed) & np.isnan(value)), 0.0, ratios)
     if kind_of(name) == "h.{i}.attn.scores":
-        ratios = np.where(_masked(observed, value, a), 0.0, ratios)
+        both = (value <= HIDDEN) & (observed <= HIDDEN)  # in one way or another
+        ratios = np.where(both | _masked(observed, value, a), 0.0, ratios)
     return np.where(np.isnan(ratios), np.inf, ratios)
 
 
@@ -171,7 +184,7 @@ def compare(
         inputs, through = _sources(program, name, given)
         yield (
             Finding(
-                name, program.operation(name).words, inputs, through,
+                name, program.operation(name).words.format(**vars(program.config)), inputs, through,
                 *found[:4], float(expected.bound.likely[found.where]), found.where,
                 float(observed[found.where]), float(expected.value[found.where]),
                 *_apart(name, observed, alone),

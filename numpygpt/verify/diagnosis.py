@@ -20,7 +20,7 @@ from .arithmetic import ARITHMETICS, Arithmetic, rounded
 from .bounds import Bound
 from .comparison import Expectation, apart, differs
 from .gallery import Mistake, gallery
-from .operations import Program, kind_of
+from .operations import Program, kind_of, layer_of
 from .propagation import evaluate, expect
 from .report import Explanation, Finding
 
@@ -48,6 +48,10 @@ PAIRED = 10
 LEAST_EFFECT = 0.2
 NEARNESS = 0.25
 SIGNIFICANCE = 10.0
+
+# The least root mean square of rounding in units of its bound; where only the result is stored,
+# it is about 0.3.
+LEAST_ROUNDING = 0.01
 
 
 def explain(
@@ -93,16 +97,22 @@ def explain(
     ]
     trial = _Trial(program, given, finding.name, expected, arithmetic)
     quick = trial.shortened() if finding.through else trial
-    found = _ranked(quick, singles)
+    found = [
+        *_ranked(quick, [made for made in singles if made[0].causal]),
+        *_ranked(trial, [made for made in singles if not made[0].causal]),
+    ]
     if pairs and not any(each.reproduces for each, _ in found):
         best = singles
         if finding.through:  # through many operations, every two would take too long
-            best = [made for _, made in found[:PAIRED]]
+            found.sort(key=lambda pair: -pair[0].explained)
+            best = [made for _, made in found if made[0].causal or quick is trial][:PAIRED]
         both = [(*a, *b) for a, b in itertools.combinations(best, 2) if _together(*a, *b)]
         found = [*_ranked(quick, both), *found]
     found = _ranked(trial, [made for each, made in found if each.explained >= 0.5][: 2 * MOST])
     if sum(each.reproduces for each, _ in found) > 1:
-        found.sort(key=lambda pair: pair[0].reproduces and trial.contradicted(pair[1], right))
+        exact = [pair for pair in found if pair[0].reproduces]
+        exact.sort(key=lambda pair: trial.elsewhere(pair[1], right))
+        found = exact
     kept = [each for each, _ in found if each.explained >= 0.5]
     if not any(each.reproduces for each in kept):
         kept = [*_dropout(trial), *_arithmetics(trial), *kept]
@@ -212,6 +222,9 @@ class _Trial:
         if value is None:
             return None
         likely = self._scaled(value)
+        slack = sum(mistake.slack for mistake in mistakes)
+        if slack:
+            likely = likely + slack * np.abs(value)
         found = differs(
             self.name,
             self.observed,
@@ -228,19 +241,32 @@ class _Trial:
             float(explained),
         )
 
-    def contradicted(self, mistakes: tuple[Mistake, ...], right: Iterable[str]) -> bool:
-        """Whether some mistakes would have shown in arrays that are right."""
+    def elsewhere(self, mistakes: tuple[Mistake, ...], right: Iterable[str]) -> tuple[int, int]:
+        """How some mistakes do on other arrays: how many contradict them, less how many agree.
+
+        Those are the others of the same layer, and one that is right for each operation.
+        """
+        settled = {kind_of(name): name for name in right}
+        against = agreeing = 0
         for mistake in mistakes:
-            for name in right:
-                if kind_of(name) in mistake.kinds:
-                    (should,) = expect(self.program, [name], self.given, self.arithmetic)
-                    expected = Expectation(should.value, should.bound)
-                    there = _Trial(self.program, self.given, name, expected, self.arithmetic)
-                    found = there.of((mistake,))
-                    if found is None or found.ratio > WITHIN:
-                        return True
-                    break
-        return False
+            for kind in mistake.kinds:
+                own = kind.format(i=layer_of(self.name))
+                for name in {own, settled.get(kind, own)} - {self.name}:
+                    if name in self.given:
+                        agrees = self._other(name).reproduced(mistake)
+                        against, agreeing = against + (not agrees), agreeing + agrees
+        return against, -agreeing
+
+    def _other(self, name: str) -> _Trial:
+        """The same dump with another array in question."""
+        (should,) = expect(self.program, [name], self.given, self.arithmetic)
+        expected = Expectation(should.value, should.bound)
+        return _Trial(self.program, self.given, name, expected, self.arithmetic)
+
+    def reproduced(self, mistake: Mistake) -> bool:
+        """Whether the array is what a mistake gives."""
+        found = self.of((mistake,))
+        return found is not None and found.ratio <= WITHIN
 
     def shows(self, mistake: Mistake) -> Explanation | None:
         """Whether the rounding lies around what a mistake gives instead of what is right."""
@@ -333,21 +359,22 @@ def _arithmetics(trial: _Trial) -> Iterator[Explanation]:
     leave about 11 bits. Only results that were stored with fewer bits show it.
     """
     own, observed = trial.arithmetic, trial.observed
+    coarser = []
     for name, bits in (("float16", 11), ("bfloat16", 8)):
         u = ARITHMETICS[name].u
-        if max(own.u, own.factors) >= u:
-            continue
-        stored = bool((rounded(observed.astype(np.float32), name) == observed).all())
-        words = (
-            f"results stored as {name}"
-            if stored
-            else f"products or sums in about {bits} bits ({name}{', tf32' * (bits == 11)})"
-        )
-        other = own._replace(u=u, sums=u, factors=0.0 if stored else u)
+        if own.u == u:
+            coarser.append((f"sums accumulated in {name}", own._replace(sums=u)))
+        if max(own.u, own.factors) < u:
+            if (rounded(observed.astype(np.float32), name) == observed).all():
+                coarser.append((f"results stored as {name}", own._replace(u=u, sums=u)))
+            else:
+                words = f"products or sums in about {bits} bits ({name}{', tf32' * (bits == 11)})"
+                coarser.append((words, own._replace(u=u, sums=u, factors=u)))
+    for words, other in coarser:
         (again,) = expect(trial.program, [trial.name], trial.given, other)
-        expected = Expectation(again.value, again.bound)
-        found = differs(trial.name, observed, expected, other)
-        if 0.02 < found.ratio <= 1:  # below, it is finer than that
+        ratios = apart(trial.name, observed, again.value, again.bound.likely, other)
+        # Far below its bounds, it is finer than that.
+        if ratios.max() <= 1 and np.square(ratios).mean() >= LEAST_ROUNDING**2:
             why = "autocast, or a library's default for its matrix unit"
-            yield Explanation((words,), why, True, found.ratio, 1.0)
+            yield Explanation((words,), why, True, float(ratios.max()), 1.0)
             return

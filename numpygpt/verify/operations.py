@@ -39,7 +39,7 @@ class Operation(NamedTuple):
     compute : callable
         ``compute(program, layer, *inputs)`` -> array. float64 in, float64 out.
     words : str
-        What it does, for a reader.
+        What it does, for a reader; may name fields of the config.
     """
 
     inputs: tuple[str, ...]
@@ -259,7 +259,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "h.{i}.ln_2": Operation(("h.{i}.resid_mid",), normed("h.{i}.ln_2"), "layer norm ln_2"),
     "h.{i}.mlp.pre": Operation(("h.{i}.ln_2",), mapped("h.{i}.mlp.c_fc"), "linear map mlp.c_fc"),
-    "h.{i}.mlp.post": Operation(("h.{i}.mlp.pre",), activated, "activation function"),
+    "h.{i}.mlp.post": Operation(("h.{i}.mlp.pre",), activated, "activation {activation_function}"),
     "h.{i}.mlp.out": Operation(
         ("h.{i}.mlp.post",), mapped("h.{i}.mlp.c_proj"), "linear map mlp.c_proj"
     ),

@@ -51,7 +51,8 @@ class Finding(NamedTuple):
         Intermediates between the inputs and this array, which the dump does not hold.
     verdict : {"rounding", "suspicious", "wrong"}
         Within the bound; beyond it, but not beyond what the worst order of rounding could
-        reach; beyond that, too.
+        reach; beyond that, or just what a known mistake gives. Suspicious, too, are numbers
+        within their bounds that lie along a known mistake.
     ratio : float
         The largest difference, as a multiple of the bound at its place. inf for NaN.
     ceiling : float

@@ -148,10 +148,6 @@ def _doubts(recording: Recording, about: Mapping[str, Any]) -> list[str]:
             f"made with other weights: their sha256 is {str(recording.model_sha256)[:12]}..., "
             f"the model's {about['sha256'][:12]}..."
         )
-    for name, value in (recording.config or {}).items():
-        own = about["config"].get(name, value)
-        if own != value and not (name == "n_inner" and None in (own, value)):
-            notes.append(f"made with {name} = {value!r}, the model has {own!r}")
     return notes
 
 
@@ -197,12 +193,12 @@ def verify_dump(
         np.asarray(dump.ids, np.int64), config, params, dump.chunks or (len(dump.ids),),
         edits=as_stored(dump, config, params),
     )  # fmt: skip
-    names = [name for name in program.names if name in dump.tensors]
+    given = Given(dump.tensors, program.names)
+    names = given.compared
     if not names:
         raise ArgumentError(
             "the dump holds none of the arrays of GPT-2, so nothing can be compared"
         )
-    given = Given(dump.tensors, program.names)
     findings = []
     explaining = _Explaining(program, given, own)
     for finding, expected in compare(program, given, names, own, on_progress):

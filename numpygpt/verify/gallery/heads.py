@@ -10,7 +10,7 @@ import numpy as np
 from ... import model
 from ...ops import linear, softmax
 from ...params import Array, Config
-from ..operations import Compute, Edit, Operation, Program, future, heads_of
+from ..operations import OPERATIONS, Compute, Edit, Operation, Program, future, heads_of
 from .mistake import Mistake, exchanged
 
 __all__ = ["HEADS", "head_counts"]
@@ -95,6 +95,13 @@ def _merged(merge: Callable[[Array], Array]) -> tuple[str, Compute]:
     return OUT, compute
 
 
+def _not_merged(program: Program, layer: int, pattern: Array, qkv: Array) -> Array:
+    """What stands in the place of each head then: (H, T, D)."""
+    heads = OPERATIONS[MIXED].compute(program, layer, pattern, qkv)
+    h, t, d = heads.shape
+    return heads.reshape(t, h, d).transpose(1, 0, 2)
+
+
 def head_counts(config: Config) -> list[Mistake]:
     """Other numbers of heads; every shape but the scores' fits any divisor of C."""
     own, width = config.n_head, config.n_embd
@@ -151,6 +158,13 @@ HEADS = (
         "heads not merged by token",
         "a reshape without its transpose",
         _merged(lambda heads: heads.reshape(heads.shape[1], -1)),
+        causal=False,
+    ),
+    exchanged(
+        "heads not merged by token",
+        "a reshape without its transpose",
+        (MIXED, _not_merged),
+        causal=False,
     ),
     exchanged(
         "head features first when heads are merged",

@@ -34,6 +34,11 @@ class Mistake:
     roundoff : float
         For a mistake that is only rounding: its unit. In an arithmetic that rounds as much it is
         none.
+    slack : float
+        What its numbers leave open, as a fraction of them: a table of halves is filled by
+        functions that round differently.
+    causal : bool
+        Whether the first tokens come out the same whatever follows them.
     """
 
     name: str
@@ -44,6 +49,8 @@ class Mistake:
     edit: Edit | None = None
     when: Callable[[Program], bool] = lambda program: True
     roundoff: float = 0.0
+    slack: float = 0.0
+    causal: bool = True
 
     def made(self, program: Program) -> Program:
         """The program with this mistake in it."""
@@ -61,11 +68,11 @@ def exchanged(
     why: str,
     *changes: tuple[str, Compute],
     when: Callable[[Program], bool] = lambda program: True,
-    roundoff: float = 0.0,
+    **more: Any,
 ) -> Mistake:
     """A mistake that computes some rows of the table otherwise, from the same inputs."""
     operations = {kind: OPERATIONS[kind]._replace(compute=compute) for kind, compute in changes}
-    return Mistake(name, why, tuple(operations), operations, when=when, roundoff=roundoff)
+    return Mistake(name, why, tuple(operations), operations, when=when, **more)
 
 
 def rewired(name: str, why: str, **operations: tuple[tuple[str, ...], Compute]) -> Mistake:

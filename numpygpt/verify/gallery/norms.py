@@ -113,7 +113,10 @@ _WRONG = (
         "layer norm without subtracting the mean", "LLaMA's RMSNorm", *_by(_root_mean_square)
     ),
     exchanged(
-        "layer norm over tokens", "batch norm, or axis=0 on unbatched rows", *_by(_over_tokens)
+        "layer norm over tokens",
+        "batch norm, or axis=0 on unbatched rows",
+        *_by(_over_tokens),
+        causal=False,
     ),
     exchanged("layer norm without its gain", "elementwise_affine=False", *_by(_without_gain)),
     exchanged("layer norm with gain 1 + g", "Gemma's", *_by(_one_more)),

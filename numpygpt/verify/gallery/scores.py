@@ -136,22 +136,26 @@ SCORES = (
         "mask hides the token itself",
         "tril(-1) for tril(0)",
         *_seeing(lambda program, s, t: s < t, fill=-1e30),
+        causal=False,  # the first row sees nothing, and so everything
     ),
     exchanged("mask hides the token itself", "tril(-1) for tril(0)", *_seeing(_own_row)),
     exchanged(
         "mask shows the next token",
         "triu(2) for triu(1)",
         *_seeing(lambda program, s, t: s <= t + 1),
+        causal=False,
     ),
     exchanged(
         "mask inverted",
         "True means masked in one API and allowed in the next",
         *_seeing(lambda program, s, t: s > t, fill=-1e30),
+        causal=False,
     ),
     exchanged(
         "mask inverted",
         "True means masked in one API and allowed in the next",
         *_seeing(lambda program, s, t: s >= t),
+        causal=False,
     ),
     exchanged(
         "mask of -1e4",
@@ -164,7 +168,10 @@ SCORES = (
         *_seeing(lambda program, s, t: s <= t, fill=-1e4),
     ),
     exchanged(
-        "mask multiplied", "a masked score of 0 is not a weight of 0", _pattern_as(_multiplied)
+        "mask multiplied",
+        "a masked score of 0 is not a weight of 0",
+        _pattern_as(_multiplied),
+        causal=False,
     ),
     exchanged(
         "mask aligned with the first query of a pass",
@@ -172,12 +179,23 @@ SCORES = (
         *_seeing(_from_the_start),
         when=several_passes,
     ),
-    exchanged("mask missing", "BERT has none", *_seeing(lambda program, s, t: s + t >= 0)),
-    exchanged("mask after the softmax", "rows no longer sum to 1", _pattern_as(_after_softmax)),
+    exchanged(
+        "mask missing",
+        "BERT has none",
+        *_seeing(lambda program, s, t: s + t >= 0),
+        causal=False,
+    ),
+    exchanged(
+        "mask after the softmax",
+        "rows no longer sum to 1",
+        _pattern_as(_after_softmax),
+        causal=False,
+    ),
     exchanged(
         "softmax over queries",
         "axis=-2, or a transposed score matrix",
         _pattern_as(_softmax_over(-2)),
+        causal=False,
     ),
     exchanged("softmax over heads", "dim=0 on unbatched scores", _pattern_as(_softmax_over(-3))),
     exchanged(

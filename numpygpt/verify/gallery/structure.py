@@ -24,6 +24,23 @@ def _last_skipped(program: Program, layer: int, x: Array) -> Array:
     return OPERATIONS["ln_f"].compute(program, layer, x)
 
 
+def _post_ln_recorded_before_its_norms() -> Mistake:
+    """Post-LN where the stream's names stand for the sums, which the norms then read."""
+    norm_1, norm_2, last = (OPERATIONS[key] for key in ("h.{i}.ln_1", "h.{i}.ln_2", "ln_f"))
+    qkv, pre = (OPERATIONS[key] for key in ("h.{i}.attn.qkv", "h.{i}.mlp.pre"))
+    operations = {
+        "h.{i}.resid_pre": Operation(("h.{i-1}.ln_2",), same, "what the block before left"),
+        "h.{i}.attn.qkv": qkv._replace(inputs=("h.{i}.resid_pre",)),
+        "h.{i}.ln_1": norm_1._replace(inputs=("h.{i}.resid_mid",)),
+        "h.{i}.mlp.pre": pre._replace(inputs=("h.{i}.ln_1",)),
+        "h.{i}.resid_post": Operation(("h.{i}.ln_1", "h.{i}.mlp.out"), added, "MLP added"),
+        "h.{i}.ln_2": norm_2._replace(inputs=("h.{i}.resid_post",)),
+        "ln_f": last._replace(inputs=("h.{i-1}.ln_2",)),
+    }
+    name, why = "layer norm after the sum (post-LN)", "GPT-1's and BERT's order"
+    return Mistake(name, why, tuple(operations), operations)
+
+
 def structures() -> list[Mistake]:
     """Other orders of the same operations."""
     keep: Compute = same
@@ -38,6 +55,7 @@ def structures() -> list[Mistake]:
             mlp__pre=(("resid_mid",), OPERATIONS["h.{i}.mlp.pre"].compute),
             resid_post=(("ln_2",), keep),
         ),
+        _post_ln_recorded_before_its_norms(),
         rewired(
             "residual from the normalised stream",
             "x = ln(x) written over x",
@@ -48,6 +66,15 @@ def structures() -> list[Mistake]:
             "attention and MLP in parallel",
             "GPT-J's and GPT-NeoX's block",
             ln_2=(("resid_pre",), OPERATIONS["h.{i}.ln_2"].compute),
+            resid_post=(
+                ("resid_pre", "attn.out", "mlp.out"),
+                lambda program, layer, x, y, z: x + y + z,
+            ),
+        ),
+        rewired(  # where the middle of the stream is what ln_2 reads
+            "attention and MLP in parallel",
+            "GPT-J's and GPT-NeoX's block",
+            resid_mid=(("resid_pre",), keep),
             resid_post=(
                 ("resid_pre", "attn.out", "mlp.out"),
                 lambda program, layer, x, y, z: x + y + z,

@@ -52,6 +52,8 @@ def headline(report: Report) -> str:
     match report.verdict:
         case "rounding":
             return f"{what} is GPT-2 within {how}"
+        case "suspicious" if report.first is not None and report.first.ratio <= 1:
+            return f"{what} is GPT-2 within {how}, but a mistake shows through it"
         case "suspicious":
             return f"{what} is beyond {how}, but not beyond what is conceivable"
         case _:
@@ -96,6 +98,8 @@ def reason(finding: Finding) -> str:
 def cause(finding: Finding) -> str:
     """Which known mistakes explain a finding."""
     exact = [each for each in finding.explanations if each.reproduces]
+    if exact and finding.ratio <= 1:
+        return f"{mistakes(exact[0])}; no number is beyond its bound, but together they show it"
     if len(exact) == 1:
         return f"{mistakes(exact[0])}; this reproduces it within rounding"
     if exact:
