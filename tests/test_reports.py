@@ -50,7 +50,13 @@ def finding(
         "free_relative": 1e-7 * (layer_of(name) + 2),
         **changes,
     }
-    return Finding(name, OPERATIONS[kind_of(name)].words, verdict=verdict, ratio=ratio, **values)
+    return Finding(
+        name,
+        OPERATIONS[kind_of(name)].words.format(activation_function="gelu_new"),
+        verdict=verdict,
+        ratio=ratio,
+        **values,
+    )
 
 
 def decisions(ties: int = 0, real: int = 0, count: int = 64) -> tuple[Decision, ...]:
@@ -154,7 +160,7 @@ def said(text: str) -> dict[str, str]:
 def test_the_first_lines_say_what_is_wrong_where_and_why():
     lines = as_text(gelu()).splitlines()
     assert lines[0] == "WRONG     gelu.safetensors is not GPT-2 within the rounding of float32"
-    assert lines[1] == "first     h.0.mlp.post, activation function, layer 0"
+    assert lines[1] == "first     h.0.mlp.post, activation gelu_new, layer 0"
     assert lines[2] == "off by    3,100 times the rounding of float32, at position 17, unit 803"
     # As many digits as the two numbers need to differ.
     assert lines[3] == (
@@ -606,7 +612,7 @@ def test_the_strip_has_a_cell_for_each_layer_and_operation():
     assert len(wrong) == 12
     assert [cell for cell in cells if "first" in cell["class"].split()] == wrong[:1]
     texts = ["".join(cell) for cell in page.cells]
-    assert sum(text.startswith("3.1k!h.0.mlp.post: activation function") for text in texts) == 1
+    assert sum(text.startswith("3.1k!h.0.mlp.post: activation gelu_new") for text in texts) == 1
     # The details are in the cell itself, shown by style alone; and it can be reached by keyboard.
     (told,) = [text for text in texts if text.startswith("9.8k!h.11.mlp.post")]
     assert "at position 17, unit 803" in told

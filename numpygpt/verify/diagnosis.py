@@ -278,7 +278,7 @@ class _Trial:
             effect = (value - right) / likely.likely
             found = (self.observed - right) / likely.likely
         counted = np.isfinite(effect) & np.isfinite(found)
-        effect, found = effect[counted], found[counted]
+        effect, found = (np.clip(x[counted], -1e30, 1e30) for x in (effect, found))
         size, noise = float(np.square(effect).sum()), float(np.square(found).sum())
         if size < LEAST_EFFECT**2 * noise or not noise:
             return None
