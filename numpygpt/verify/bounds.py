@@ -33,14 +33,15 @@ Layer norm
     halves the error of the variance; but where one feature is a thousand times the others, as in
     GPT-2's stream, the squares of the others are rounded in one direction, and the half is needed.
 Softmax
-    exp(x - max) turns the absolute error ``u |x - max|`` of its argument into a relative one; the
-    exponential, the division and the stored result add ``4 u``, the sum of positive numbers ``c
-    sqrt(n) s``.
+    exp(x - max) turns the absolute error of its argument, ``u |x - max|`` and ``u |x|`` for a
+    score that was recorded with fewer bits, into a relative one; the exponential, the division
+    and the stored result add ``4 u``, the sum of positive numbers ``c sqrt(n) s``.
 Activation functions
     Every formula for GELU, sigmoid and their like multiplies x by a number between 0 and 1 that
     is itself computed as a difference or sum with 1: ``4 u (|x| + |y|)``, not so many units of y.
 The residual stream
-    One sum: ``u |y|``, and ``u`` times the branch, which a program may have kept in more bits.
+    One sum, ``u |y|``, of two terms that a program may have kept in more bits than it recorded,
+    ``u (|x| + |branch|)``.
 
 References
 ----------
@@ -143,7 +144,7 @@ def _stored(program: Program, layer: int, *inputs: Array, y: Array, a: Arithmeti
 def _added(
     program: Program, layer: int, x: Array, branch: Array, *, y: Array, a: Arithmetic
 ) -> Bound:
-    most = a.u * (np.abs(y) + np.abs(branch))
+    most = a.u * (np.abs(y) + np.abs(x) + np.abs(branch))
     return Bound(most, most)
 
 
@@ -206,7 +207,7 @@ def _scores(program: Program, layer: int, qkv: Array, *, y: Array, a: Arithmetic
 def _pattern(program: Program, layer: int, scores: Array, *, y: Array, a: Arithmetic) -> Bound:
     seen = np.where(future(scores.shape[1]), -np.inf, scores)
     below = seen.max(-1, keepdims=True) - seen
-    argument = np.where(np.isfinite(below), below, 0.0)
+    argument = np.where(np.isfinite(below), below + np.abs(seen), 0.0)
     # Not only to first order: in bfloat16 the error of an argument of -80 is 0.3.
     relative = np.expm1(np.minimum(a.u * (argument + 4), 50))
     return plus(sum_of(scores.shape[-1], y, a.sums), relative * y)
