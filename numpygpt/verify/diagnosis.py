@@ -278,6 +278,10 @@ class _Trial:
             effect = (value - right) / likely.likely
             found = (self.observed - right) / likely.likely
         counted = np.isfinite(effect) & np.isfinite(found)
+        # A masked score may be any number that is low enough.
+        counted &= (apart(self.name, self.observed, right, likely.likely, self.arithmetic) > 0) | (
+            self.observed == right
+        )
         effect, found = (np.clip(x[counted], -1e30, 1e30) for x in (effect, found))
         size, noise = float(np.square(effect).sum()), float(np.square(found).sum())
         if size < LEAST_EFFECT**2 * noise or not noise:
@@ -366,7 +370,7 @@ def _arithmetics(trial: _Trial) -> Iterator[Explanation]:
             coarser.append((f"sums accumulated in {name}", own._replace(sums=u)))
         if max(own.u, own.factors) < u:
             if (rounded(observed.astype(np.float32), name) == observed).all():
-                coarser.append((f"results stored as {name}", own._replace(u=u, sums=u)))
+                coarser.append((f"results stored as {name}", own._replace(u=u)))
             else:
                 words = f"products or sums in about {bits} bits ({name}{', tf32' * (bits == 11)})"
                 coarser.append((words, own._replace(u=u, sums=u, factors=u)))
