@@ -125,7 +125,7 @@ def test_what_cannot_be_made_is_left_out():
 
 
 def test_a_mistake_changes_the_weights_before_the_programs_own_storage_does():
-    right = dataclasses.replace(RIGHT["plain"], edits=(lambda program, name, array: array + 1,))
+    right = dataclasses.replace(RIGHT["plain"], storage=lambda program, name, array: array + 1)
     doubled = Mistake("doubled", "", ("embed",), edit=lambda program, name, array: 2 * array)
     raw = right.params.wpe
     assert np.array_equal(doubled.made(right).weight("wpe"), 2 * raw + 1)

@@ -80,7 +80,7 @@ def test_narrow_weights_pass_if_the_dump_says_so_and_are_named_if_not(tmp_path, 
 def test_a_program_that_rounds_every_result_passes_as_what_it_is():
     """Each array stored in 8 bits, and the next one made of what was stored."""
     params = random_params(CONFIG, dtype=np.float32)
-    right = Program(IDS, CONFIG, params, edits=(lambda program, name, w: rounded(w, "bfloat16"),))
+    right = Program(IDS, CONFIG, params, storage=lambda program, name, w: rounded(w, "bfloat16"))
     stored: dict[str, np.ndarray] = {}
     for name in right.names:
         stored[name] = rounded(right.compute(name, stored), "bfloat16")
@@ -165,7 +165,7 @@ def test_a_mistake_below_every_bound_is_found_where_all_numbers_show_it():
     config = nano(n_embd=32, n_head=4, n_inner=256)
     params = random_params(config, dtype=np.float32)
     ids = random_ids(config, 12)
-    right = Program(ids, config, params, edits=(lambda program, name, w: rounded(w, "float16"),))
+    right = Program(ids, config, params, storage=lambda program, name, w: rounded(w, "float16"))
     for function, expected in ((ops.gelu_new, "rounding"), (ops.gelu, "suspicious")):
         stored: dict[str, np.ndarray] = {}
         for name in right.names:

@@ -43,10 +43,10 @@ class Arithmetic(NamedTuple):
     least: float
 
 
-# bfloat16 and float16 products are added up in float32 by every library and every matrix unit
-# that is known to us; an accumulation in float16 is one of the mistakes of the gallery. A program
-# may flush subnormal numbers to zero, but for those of float16, where that would show. Our own side
-# rounds like float64, too, so in float64 everything counts twice.
+# bfloat16 and float16 products are added up in float32 (of parts, which may be stored in between;
+# the bounds allow for that); an accumulation in float16 is a mistake. A program may flush
+# subnormal numbers to zero, but for those of float16, where that would show. Our own side rounds
+# like float64, too, so in float64 everything counts twice.
 ARITHMETICS = {
     each.name: each
     for each in [

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
@@ -20,7 +21,7 @@ from .arithmetic import ARITHMETICS, Arithmetic, rounded
 from .bounds import Bound
 from .comparison import Expectation, apart, differs
 from .gallery import Mistake, gallery
-from .operations import Program, kind_of, layer_of
+from .operations import Program, kind_of, layer_of, run
 from .propagation import evaluate, expect
 from .report import Explanation, Finding
 
@@ -48,10 +49,11 @@ PAIRED = 10
 LEAST_EFFECT = 0.2
 NEARNESS = 0.25
 SIGNIFICANCE = 10.0
+LEAST_ROWS = 8
 
 # The least root mean square of rounding in units of its bound; where only the result is stored,
 # it is about 0.3.
-LEAST_ROUNDING = 0.01
+LEAST_ROUNDING = 0.02
 
 
 def explain(
@@ -189,6 +191,7 @@ class _Trial:
         arithmetic: Arithmetic,
     ):
         self.program, self.name, self.arithmetic = program, name, arithmetic
+        self.through = len(run(program, [name], given)) > 1
         self.given = given
         self.observed, self.expected = given[name], expected
 
@@ -277,21 +280,20 @@ class _Trial:
         with np.errstate(all="ignore"):
             effect = (value - right) / likely.likely
             found = (self.observed - right) / likely.likely
-        counted = np.isfinite(effect) & np.isfinite(found)
         # A masked score may be any number that is low enough.
+        counted = np.isfinite(effect) & np.isfinite(found)
         counted &= (apart(self.name, self.observed, right, likely.likely, self.arithmetic) > 0) | (
             self.observed == right
         )
-        effect, found = (np.clip(x[counted], -1e30, 1e30) for x in (effect, found))
-        size, noise = float(np.square(effect).sum()), float(np.square(found).sum())
-        if size < LEAST_EFFECT**2 * noise or not noise:
+        effect, found = (np.where(counted, np.clip(x, -1e30, 1e30), 0.0) for x in (effect, found))
+        size, noise = np.square(effect).sum(-1).ravel(), float(np.square(found).sum())
+        if size.sum() < LEAST_EFFECT**2 * noise or not noise:
             return None
-        share = float((effect * found).sum() / size)
-        left = float(np.square(found - effect).sum())
-        error = (left / size / max(len(found), 1)) ** 0.5
+        share, error = _slope(size, (effect * found).sum(-1).ravel())
         if abs(share - 1) > NEARNESS or share < SIGNIFICANCE * error:
             return None
         ratio = float(np.abs(found - effect).max())
+        left = float(np.square(found - effect).sum())
         why = f"{mistake.why}; {share:.2f} +- {error:.2f} of it shows through the rounding"
         return Explanation((mistake.name,), why, ratio <= WITHIN, ratio, 1 - left / noise)
 
@@ -319,6 +321,24 @@ class _Trial:
         """The mean squared difference in units of the bound, each at most 10**6."""
         ratios = apart(self.name, self.observed, value, likely, self.arithmetic)
         return float(np.square(np.minimum(ratios, 1e6)).mean())
+
+
+def _slope(size: Array, product: Array) -> tuple[float, float]:
+    """Which multiple of an effect there is, and its standard error, from the rows of an array.
+
+    Rows count, not numbers: the mean and the variance of a layer norm are rounded once for a whole
+    row, which moves all of it in one direction. With fewer than eight rows nothing can be said.
+
+    Parameters
+    ----------
+    size, product : (rows,) ndarray
+        Of each row the squared effect, and the effect times what was found.
+    """
+    total = float(size.sum())
+    share = float(product.sum()) / total
+    if total**2 < LEAST_ROWS * float(np.square(size).sum()):
+        return share, math.inf
+    return share, float(np.sqrt(np.square(product - share * size).sum())) / total
 
 
 def _first(name: str, array: Array, *, length: int, short: int) -> Array:
@@ -366,14 +386,17 @@ def _arithmetics(trial: _Trial) -> Iterator[Explanation]:
     coarser = []
     for name, bits in (("float16", 11), ("bfloat16", 8)):
         u = ARITHMETICS[name].u
-        if own.u == u:
+        if own.u == u and not trial.through:
             coarser.append((f"sums accumulated in {name}", own._replace(sums=u)))
-        if max(own.u, own.factors) < u:
-            if (rounded(observed.astype(np.float32), name) == observed).all():
-                coarser.append((f"results stored as {name}", own._replace(u=u)))
-            else:
-                words = f"products or sums in about {bits} bits ({name}{', tf32' * (bits == 11)})"
-                coarser.append((words, own._replace(u=u, sums=u, factors=u)))
+        if max(own.u, own.factors) >= u:
+            continue
+        stored = bool((rounded(observed.astype(np.float32), name) == observed).all())
+        if stored or trial.through:
+            words = "results stored as" if stored else "computed in"
+            coarser.append((f"{words} {name}", ARITHMETICS[name]))
+        else:
+            words = f"products or sums in about {bits} bits ({name}{', tf32' * (bits == 11)})"
+            coarser.append((words, own._replace(u=u, sums=u, factors=u)))
     for words, other in coarser:
         (again,) = expect(trial.program, [trial.name], trial.given, other)
         ratios = apart(trial.name, observed, again.value, again.bound.likely, other)

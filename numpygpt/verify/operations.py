@@ -63,6 +63,8 @@ class Program:
         By trace key, with ``{i}`` for the layer.
     edits : tuple of callable
         ``edit(program, name, array)`` -> array: what is made of the weights.
+    storage : callable, optional
+        One more of these, after the others: how the weights are stored.
     dtype : dtype
         What it computes in.
     """
@@ -73,12 +75,22 @@ class Program:
     chunks: tuple[int, ...] = ()
     operations: Mapping[str, Operation] = dataclasses.field(default_factory=lambda: OPERATIONS)
     edits: tuple[Edit, ...] = ()
+    storage: Edit | None = None
     dtype: Any = np.float64
+    # What the storage makes of weights that are not edited, for all programs made from this one.
+    stored: dict[str, Array] = dataclasses.field(default_factory=dict)
 
     def weight(self, name: str) -> Array | None:
         """A learned array by OpenAI's name, such as ``"h.0.ln_1.g"``."""
-        array = functools.reduce(_part, name.split("."), self.params)
-        return None if array is None else self.edited(name, np.asarray(array, self.dtype))
+        if name in self.stored and not self.edits:
+            return np.asarray(self.stored[name], self.dtype)
+        found: Any = functools.reduce(_part, name.split("."), self.params)
+        if found is None:
+            return None
+        array = self.edited(name, np.asarray(found, self.dtype))
+        if self.storage and not self.edits:
+            self.stored[name] = np.asarray(array, np.float32)  # every storage is narrower
+        return array
 
     def rows(self, name: str, index: Array) -> Array:
         """Some rows of a table."""
@@ -87,8 +99,8 @@ class Program:
 
     def edited(self, name: str, array: Array) -> Array:
         """What the program makes of a learned array."""
-        for edit in self.edits:
-            array = edit(self, name, array)
+        for edit in (*self.edits, self.storage):
+            array = edit(self, name, array) if edit else array
         return array
 
     def map(self, name: str) -> tuple[Array, Array | None]:
@@ -126,6 +138,7 @@ def _part(whole: Any, name: str) -> Any:
     return whole[int(name)] if name.isdigit() else getattr(whole, name)
 
 
+@functools.cache
 def _named(key: str, layer: int) -> str:
     """A key of the table for a layer; what stood before the first block is the embedding."""
     before = re.fullmatch(r"h\.\{i-(\d)\}\.(.*)", key)
@@ -135,6 +148,7 @@ def _named(key: str, layer: int) -> str:
     return key.format(i=layer)
 
 
+@functools.cache
 def kind_of(name: str) -> str:
     """The row of the table that a trace key belongs to.
 
@@ -145,6 +159,7 @@ def kind_of(name: str) -> str:
     return f"h.{{i}}.{rest.partition('.')[2]}" if first == "h" else name
 
 
+@functools.cache
 def layer_of(name: str) -> int:
     """The layer of a trace key; -1 for what belongs to none.
 

@@ -23,13 +23,16 @@ __all__ = ["Expected", "evaluate", "expect"]
 
 # How often the operations are run with shaken results. Of eight samples, the root of the mean
 # square is under a third of what it should be once in 10,000 numbers; those are held by their row.
-# What is shaken moves by the same size up or down, so that where one error is all there is, every
-# sample shows it in full.
 SHAKES = 8
 
 # A bound is taken for this many standard deviations of the rounding that it bounds.
 DEVIATIONS = 4.0
-SIGNS = np.array([-1.0, 1.0])
+
+# What is shaken moves by one of these times a standard deviation: by nearly as much every time, so
+# that where one error is all there is every sample shows it; not by quite as much, so that two
+# errors seldom cancel. (bfloat16 with scores of 100 and 600, pattern not recorded, 80 runs: the
+# largest difference was 1.26 of the reach with +-1, 0.97 with these.)
+SIZES = np.array([-1.2, -0.75, 0.75, 1.2])
 
 # And so many standard deviations of the outcomes are taken for rounding.
 REACH = 6.0
@@ -138,7 +141,7 @@ def expect(
             size = own.likely / DEVIATIONS
             around = shaken or [value] * shakes
             arrays[name] = [value]
-            arrays[name] += [x + size * rng.choice(SIGNS, x.shape) for x in around]
+            arrays[name] += [x + size * rng.choice(SIZES, x.shape) for x in around]
             reaches[name] = reach.likely
         _forget(arrays, name, needed, last)
         _forget(reaches, name, needed, last)

@@ -191,7 +191,7 @@ def verify_dump(
     own = arithmetic(dump.dtype)
     program = Program(
         np.asarray(dump.ids, np.int64), config, params, dump.chunks or (len(dump.ids),),
-        edits=as_stored(dump, config, params),
+        storage=as_stored(dump, config, params),
     )  # fmt: skip
     given = Given(dump.tensors, program.names)
     names = given.compared
@@ -219,7 +219,7 @@ def verify_dump(
     )
 
 
-def as_stored(dump: Dump, config: Config, params: Params) -> tuple[Edit, ...]:
+def as_stored(dump: Dump, config: Config, params: Params) -> Edit | None:
     """What a program that stores its weights as a dump says makes of ours.
 
     A program that computes in bfloat16 has all its weights in bfloat16. One that only stores them
@@ -227,22 +227,22 @@ def as_stored(dump: Dump, config: Config, params: Params) -> tuple[Edit, ...]:
     """
     dtype = dump.weights or dump.dtype
     if dtype == "int8":
-        return () if params.storage == "int8" else (matrices_to_int8,)
+        return None if params.storage == "int8" else matrices_to_int8
     if dtype not in ("float16", "bfloat16"):
-        return ()  # float32 as in the file, or as the model was loaded
+        return None  # float32 as in the file, or as the model was loaded
     if dump.weights in (None, dump.dtype):
-        return (narrowed(dtype),)
-    readings = [(matrices_narrowed(dtype),), (narrowed(dtype),)]
+        return narrowed(dtype)
+    readings = [matrices_narrowed(dtype), narrowed(dtype)]
     if "embed" not in dump.tensors:
         return readings[0]
     observed = np.asarray(dump.tensors["embed"], np.float64)
-    ids = np.asarray(dump.ids, np.int64)
-    return min(
-        readings,
-        key=lambda edits: float(
-            np.abs(Program(ids, config, params, edits=edits).compute("embed", {}) - observed).max()
-        ),
-    )
+    right = Program(np.asarray(dump.ids, np.int64), config, params)
+
+    def off(storage: Edit) -> float:
+        made = dataclasses.replace(right, storage=storage, stored={})
+        return float(np.abs(made.compute("embed", {}) - observed).max())
+
+    return min(readings, key=off)
 
 
 class _Explaining:

@@ -58,8 +58,7 @@ class Mistake:
             program,
             config=dataclasses.replace(program.config, **self.config),
             operations={**program.operations, **self.operations},
-            # Before what the program's own storage makes of the weights.
-            edits=(self.edit, *program.edits) if self.edit else program.edits,
+            edits=(*program.edits, self.edit) if self.edit else program.edits,
         )
 
 
