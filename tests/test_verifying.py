@@ -230,7 +230,7 @@ def test_a_greedy_difference_is_a_tie_only_within_the_reach_of_rounding(model, a
         theirs = value.copy()
         theirs[2, other] = value[2, first] + 1e-9
         moved = [value + sign * bound / 6 * (np.arange(17) == other) for sign in (-1, 1)]
-        decision = margins(value, moved, theirs)[2]
+        decision = margins(value, moved, theirs, 0 * value)[2]
         assert decision.verdict == verdict
         assert (decision.ours, decision.theirs) == (first, other)
         assert decision.margin == pytest.approx(gap)
@@ -239,7 +239,7 @@ def test_a_greedy_difference_is_a_tie_only_within_the_reach_of_rounding(model, a
 def test_equal_logits_are_a_tie():
     value = np.zeros((1, 4))
     theirs = np.array([[0.0, 0.0, 1e-9, 0.0]])
-    (decision,) = margins(value, [value], theirs)
+    (decision,) = margins(value, [value], theirs, 0 * value + 1e-9)
     assert decision.verdict == "tie within rounding"
 
 
@@ -311,3 +311,36 @@ def test_the_report_of_a_run_is_json(model, arrays):
     from numpygpt.verify.reports import as_json
 
     assert json.loads(as_json(verify(arrays, model, ids=IDS), []))
+
+
+def test_a_dump_that_was_put_together_by_hand_is_checked(model, arrays):
+    for dump, message in (
+        (Dump(IDS[None], arrays), "shape"),
+        (Dump(IDS + 17, arrays), "ids from 0 to 16"),
+        (Dump(np.resize(IDS, 13), {}), "at most 12 ids"),
+        (Dump(IDS, arrays, chunks=(4, 4)), "8 tokens, but there are 10"),
+        (Dump(IDS, arrays, weights="int3"), "weights must be one of"),
+        (Dump(IDS, {"ln_f": arrays["ln_f"][:, :4]}), "ln_f: expected the shape"),
+    ):
+        with pytest.raises(DumpError, match=message):
+            verify(dump, model)
+    with pytest.raises(ArgumentError, match="set dtype there"):
+        verify(Dump(IDS, arrays), model, dtype="float32")
+    with pytest.raises(ArgumentError, match="not NoneType"):
+        verify(None, model)
+    with pytest.raises(DumpError, match="logits: cannot be read as an array"):
+        verify({"logits": [[1.0], [2.0, 3.0]]}, model, ids=IDS)
+
+
+def test_a_stored_logit_that_is_far_from_zero_may_turn_a_greedy_token():
+    """All logits lower by 100, as a real GPT-2's are; bfloat16 keeps every half of them."""
+    config = nano(vocab_size=300, n_embd=24, n_head=4)
+    params = random_params(config, dtype=np.float32)
+    ids = random_ids(config, 12)
+    program = Program(ids, config, params, storage=lambda program, name, w: rounded(w, "bfloat16"))
+    value = dict(evaluate(program, ["logits"], {}))["logits"]
+    lower = value - 100
+    own = 2.0**-8 * np.abs(lower)
+    decisions = margins(lower, [lower], rounded(lower, "bfloat16"), own)
+    assert {each.verdict for each in decisions} <= {"same", "tie within rounding"}
+    assert "tie within rounding" in {each.verdict for each in decisions}

@@ -17,7 +17,7 @@ from ..params import Array
 from .arithmetic import Arithmetic
 from .bounds import Bound
 from .operations import Program, future, kind_of, layer_of
-from .propagation import REACH, evaluate, expect
+from .propagation import REACH, Expected, evaluate, expect
 from .report import Decision, Finding, Verdict
 
 __all__ = [
@@ -118,8 +118,8 @@ def differs(name: str, observed: Array, expected: Expectation, a: Arithmetic) ->
     where = np.unravel_index(int(ratios.argmax()), ratios.shape)
     ratio = float(ratios[where])
     verdict: Verdict = "rounding" if ratio <= 1 else "wrong" if beyond else "suspicious"
-    ceiling = float(certain[where] / likely[where])
     with np.errstate(all="ignore"):
+        ceiling = float(certain[where] / likely[where])
         error = float(np.abs(observed[where] - value[where]))
     return Difference(verdict, ratio, ceiling, error, tuple(map(int, where)))
 
@@ -154,7 +154,7 @@ def compare(
     names: list[str],
     arithmetic: Arithmetic,
     on_progress: OnProgress | None = None,
-) -> Iterator[tuple[Finding, Expectation]]:
+) -> Iterator[tuple[Finding, Expected]]:
     """Both comparisons of every array.
 
     Parameters
@@ -171,7 +171,7 @@ def compare(
 
     Yields
     ------
-    Finding, Expectation
+    Finding, Expected
         Without explanations; and what was expected.
     """
     free = evaluate(program, names, {})
@@ -189,7 +189,7 @@ def compare(
                 float(observed[found.where]), float(expected.value[found.where]),
                 *_apart(name, observed, alone),
             ),
-            expected,
+            each,
         )  # fmt: skip
         if on_progress:
             on_progress(done + 1, len(names), name)
@@ -230,7 +230,9 @@ def _sources(
     )
 
 
-def decide(program: Program, logits: Array, arithmetic: Arithmetic) -> list[Decision]:
+def decide(
+    program: Program, logits: Array, arithmetic: Arithmetic, ours: Expected | None = None
+) -> list[Decision]:
     """For each position, whether the likeliest next token is decided by more than rounding.
 
     Parameters
@@ -240,20 +242,24 @@ def decide(program: Program, logits: Array, arithmetic: Arithmetic) -> list[Deci
     logits : (T, V) ndarray of float64
         The dump's.
     arithmetic : Arithmetic
+    ours : Expected, optional
+        Our logits from the ids, if they are there already.
 
     Returns
     -------
     list of Decision
     """
-    (ours,) = expect(program, ["logits"], {}, arithmetic)
-    return margins(ours.value, ours.shaken, logits)
+    if ours is None:
+        (ours,) = expect(program, ["logits"], {}, arithmetic)
+    return margins(ours.value, ours.shaken, logits, ours.own.likely)
 
 
-def margins(value: Array, shaken: list[Array], logits: Array) -> list[Decision]:
-    """The same, from our logits and those of shaken runs.
+def margins(value: Array, shaken: list[Array], logits: Array, own: Array) -> list[Decision]:
+    """The same, from our logits, those of shaken runs, and the bounds of the last operation.
 
-    The bound is the reach of rounding of the difference of two logits, whose errors have much in
-    common; where the few samples happen to lie close together, the average of all positions helps.
+    What both logits inherit has much in common, so the reach of their difference is measured; where
+    the few samples happen to lie close together, the average of all positions helps. Their own
+    roundings, that of storing them included, have nothing in common.
     """
     rows = np.arange(len(value))
     with np.errstate(all="ignore"):
@@ -265,10 +271,12 @@ def margins(value: Array, shaken: list[Array], logits: Array) -> list[Decision]:
         margin = value[rows, first] - value[rows, rival]
         moved = [x[rows, first] - x[rows, rival] - margin for x in shaken]
         square = np.mean(np.square(moved), axis=0)
-        reach = REACH * np.sqrt(np.maximum(square, square.mean() / 4))
+        typical = np.mean(square[np.isfinite(square)]) if np.isfinite(square).any() else 0.0
+        reach = REACH * np.sqrt(np.maximum(square, typical / 4))
+        reach += own[rows, first] + own[rows, rival]
     decisions = []
     for t in range(len(value)):
-        tie = bool(margin[t] <= reach[t])
+        tie = not margin[t] > reach[t]  # nothing can be said where either is no number
         verdict = "same" if theirs[t] == first[t] else "tie within rounding" if tie else "real"
         decisions.append(
             Decision(t, int(first[t]), int(theirs[t]), float(margin[t]), float(reach[t]), verdict)  # type: ignore[arg-type]

@@ -252,7 +252,7 @@ class _Trial:
         settled = {kind_of(name): name for name in right}
         against = agreeing = 0
         for mistake in mistakes:
-            for kind in mistake.kinds:
+            for kind in {*mistake.kinds, kind_of(self.name)}:
                 own = kind.format(i=layer_of(self.name))
                 for name in {own, settled.get(kind, own)} - {self.name}:
                     if name in self.given:
@@ -366,9 +366,10 @@ def _dropout(trial: _Trial) -> Iterator[Explanation]:
     share = 1 - float(kept.mean())
     if not 0 < share < 1:
         return
-    factor = float(np.median(right[kept] / observed[kept]))
-    dropped = np.where(kept, right / factor, 0.0)
-    likely = trial.expected.bound.likely / factor
+    with np.errstate(all="ignore"):
+        factor = float(np.median(right[kept] / observed[kept]))
+        dropped = np.where(kept, right / factor, 0.0)
+        likely = trial.expected.bound.likely / factor
     ratio = float(apart(trial.name, observed, dropped, likely, trial.arithmetic).max())
     # One factor was fitted, to within its own rounding.
     if 0.2 < factor < 0.999 and ratio <= 2 * WITHIN:
@@ -396,7 +397,8 @@ def _arithmetics(trial: _Trial) -> Iterator[Explanation]:
             coarser.append((f"{words} {name}", ARITHMETICS[name]))
         else:
             words = f"products or sums in about {bits} bits ({name}{', tf32' * (bits == 11)})"
-            coarser.append((words, own._replace(u=u, sums=u, factors=u)))
+            finest_first = ({"u": u}, {"factors": u}, {"u": u, "sums": u, "factors": u})
+            coarser += [(words, own._replace(**each)) for each in finest_first]
     for words, other in coarser:
         (again,) = expect(trial.program, [trial.name], trial.given, other)
         ratios = apart(trial.name, observed, again.value, again.bound.likely, other)

@@ -48,6 +48,8 @@ class Expected(NamedTuple):
     value : ndarray of float64
     bound : Bound
         How far rounding can move it, that of everything it was computed through included.
+    own : Bound
+        That of the last operation alone.
     shaken : list of ndarray
         What it was with its inputs shaken; empty where they were given.
     """
@@ -55,6 +57,7 @@ class Expected(NamedTuple):
     name: str
     value: Array
     bound: Bound
+    own: Bound
     shaken: list[Array]
 
 
@@ -136,7 +139,7 @@ def expect(
             inherited = sum(reaches[key] for key in computed)
             reach = Bound(own.likely + inherited, own.certain + 4 * inherited)
         if name in targets:
-            yield Expected(name, value, reach, shaken)
+            yield Expected(name, value, reach, own, shaken)
         if name in last:
             size = own.likely / DEVIATIONS
             around = shaken or [value] * shakes

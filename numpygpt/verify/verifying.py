@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,23 +12,30 @@ from typing import Any
 import numpy as np
 
 from ..api import Model
-from ..errors import ArgumentError
+from ..errors import ArgumentError, DumpError
 from ..loading import load
 from ..params import Array, Config, Params
+from ..plans import trace_names
 from ..records import weights_sha256
+from ..storage import STORAGES
 from . import diagnosis, dumps
 from .arithmetic import Arithmetic, arithmetic
 from .comparison import Expectation, Given, OnProgress, compare, decide
 from .dump import Dump
 from .dumps.arrays import of_arrays
-from .dumps.recording import Recording
+from .dumps.recording import Recording, check_weights
 from .gallery import gallery, matrices_narrowed, matrices_to_int8, narrowed
+from .layouts import Sizes
+from .layouts import kind as layout_kind
 from .matching import match
 from .operations import Edit, Program, future, kind_of
 from .propagation import evaluate
 from .report import Finding, Report, Verdict
 
 __all__ = ["verify", "verify_dump"]
+
+# In how many layers an operation that no mistake explains is tried with all of them.
+GIVEN_UP = 2
 
 VERDICTS: tuple[Verdict, ...] = ("rounding", "suspicious", "wrong")
 
@@ -98,6 +106,12 @@ def verify(
     config, params = model.config, model.params
     about: dict[str, Any] = {"path": None, "sha256": None, "config": dataclasses.asdict(config)}
     if isinstance(source, Dump):
+        options = {
+            "mapping": mapping, "ids": ids, "dtype": dtype, "weights": weights, "chunks": chunks,
+        }  # fmt: skip
+        for name, value in options.items():
+            if value is not None:
+                raise ArgumentError(f"a Dump says itself what it is; set {name} there, not here")
         found = [source]
     else:
         recording = _recording(source, config)
@@ -106,7 +120,7 @@ def verify(
         )
         if recording.model_sha256 is not None:
             about["sha256"] = weights_sha256(config, params)
-        notes = _doubts(recording, about)
+        notes = _doubts(recording, about, params.storage)
         found = [dataclasses.replace(dump, notes=(*dump.notes, *notes)) for dump in found]
     return [
         verify_dump(
@@ -122,7 +136,11 @@ def _recording(source: Any, config: Config) -> Recording:
         return source
     if isinstance(source, Mapping):
         return of_arrays(source)
-    return dumps.read(source, config)
+    if not isinstance(source, str | os.PathLike):
+        raise ArgumentError(
+            f"expected the path of a dump, arrays by name or a Dump, not {type(source).__name__}"
+        )
+    return dumps.read(pathlib.Path(source), config)
 
 
 def reference(config: Config, params: Params) -> Any:
@@ -140,9 +158,11 @@ def reference(config: Config, params: Params) -> Any:
     return run
 
 
-def _doubts(recording: Recording, about: Mapping[str, Any]) -> list[str]:
+def _doubts(recording: Recording, about: Mapping[str, Any], storage: str) -> list[str]:
     """What the source says about its model that is not so of ours."""
     notes = []
+    if storage in STORAGES:
+        notes.append(f"compared with a model loaded in {storage}; load it in float32 for its own")
     if recording.model_sha256 not in (None, about["sha256"]):
         notes.append(
             f"made with other weights: their sha256 is {str(recording.model_sha256)[:12]}..., "
@@ -189,6 +209,7 @@ def verify_dump(
     """
     start = time.perf_counter()
     own = arithmetic(dump.dtype)
+    _require_fitting(dump, config)
     program = Program(
         np.asarray(dump.ids, np.int64), config, params, dump.chunks or (len(dump.ids),),
         storage=as_stored(dump, config, params),
@@ -201,11 +222,14 @@ def verify_dump(
         )
     findings = []
     explaining = _Explaining(program, given, own)
+    ours = None
     for finding, expected in compare(program, given, names, own, on_progress):
+        if finding.name == "logits" and finding.inputs == ("ids",):
+            ours = expected
         if explain:
-            finding = explaining.finding(finding, expected)
+            finding = explaining.finding(finding, Expectation(expected.value, expected.bound))
         findings.append(finding)
-    decisions = decide(program, given["logits"], own) if "logits" in given else []
+    decisions = decide(program, given["logits"], own, ours) if "logits" in given else []
     bad = [finding for finding in findings if finding.verdict != "rounding"]
     return Report(
         dump=dump,
@@ -217,6 +241,28 @@ def verify_dump(
         decisions=tuple(decisions),
         seconds=time.perf_counter() - start,
     )
+
+
+def _require_fitting(dump: Dump, config: Config) -> None:
+    """A dump that was matched is sound; one that somebody put together may be anything."""
+    ids = np.asarray(dump.ids)
+    if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
+        raise DumpError(f"the ids must be integers of shape (T,), not {ids.dtype} {ids.shape}")
+    if ids.min() < 0 or ids.max() >= config.vocab_size or len(ids) > config.n_ctx:
+        raise DumpError(
+            f"expected at most {config.n_ctx} ids from 0 to {config.vocab_size - 1}, received "
+            f"{len(ids)} from {ids.min()} to {ids.max()}"
+        )
+    if dump.chunks and sum(dump.chunks) != len(ids):
+        raise DumpError(f"the passes read {sum(dump.chunks)} tokens, but there are {len(ids)}")
+    if dump.weights is not None:
+        check_weights(dump.weights, dump.source or "the dump")
+    sizes = Sizes(config, 1, len(ids))
+    for name in trace_names(config.n_layer):
+        shape = tuple(sizes.of(axis) for axis in layout_kind(name).split())
+        if name in dump.tensors and np.shape(dump.tensors[name]) != shape:
+            received = np.shape(dump.tensors[name])
+            raise DumpError(f"{name}: expected the shape {shape}, received {received}")
 
 
 def as_stored(dump: Dump, config: Config, params: Params) -> Edit | None:
@@ -251,6 +297,7 @@ class _Explaining:
     def __init__(self, program: Program, given: Given, own: Arithmetic):
         self.program, self.given, self.own = program, given, own
         self.known: dict[str, tuple[str, ...]] = {}
+        self.unexplained: dict[str, int] = {}
         self.right: list[str] = []
         self.gallery = [each for each in gallery(program) if not 0 < each.roundoff <= own.u]
 
@@ -260,7 +307,7 @@ class _Explaining:
             shown = diagnosis.hidden(
                 self.program, self.given, finding, expected, self.own, self.gallery
             )
-            if not shown and not finding.through:
+            if not shown:
                 self.right.append(finding.name)
             return finding._replace(
                 explanations=shown, verdict="suspicious" if shown else "rounding"
@@ -280,12 +327,14 @@ class _Explaining:
                 len(names) > 1,
                 self.right,
             )
-        if not any(each.reproduces for each in found):
+        tries = self.unexplained.get(kind, 0)
+        if not any(each.reproduces for each in found) and tries < GIVEN_UP:
             found = diagnosis.explain(
                 self.program, self.given, finding, expected, self.own, self.gallery,
                 pairs=kind not in self.known, right=self.right,
             )  # fmt: skip
             self.known[kind] = found[0].mistakes if found else ()
+            self.unexplained[kind] = tries + (not any(each.reproduces for each in found))
         if any(each.reproduces for each in found):
             finding = finding._replace(verdict="wrong")
         return finding._replace(explanations=found)

@@ -95,10 +95,11 @@ WEIGHTS = (
             f"weights rounded to {dtype}",
             "half the memory",
             EVERYWHERE,
-            edit=narrowed(dtype),
+            edit=edit(dtype),
             roundoff=ARITHMETICS[dtype].u,
         )
         for dtype in ("float16", "bfloat16")
+        for edit in (narrowed, matrices_narrowed)
     ),
     Mistake(
         "weights rounded to int8",
