@@ -1311,5 +1311,5 @@ def test_help_has_every_option_with_what_it_means(cli, verb):
 
 def test_help_has_the_exit_codes(cli):
     told = " ".join(cli("--help").out.split())
-    assert "1 if a proof failed or a replay differed" in told
+    assert "1 if a proof failed, a replay differed or a verification found more" in told
     assert "130 after Ctrl-C" in told

@@ -237,18 +237,18 @@ def test_tokens_and_merges_are_those_of_the_files():
 
 
 def test_a_vocabulary_survives_and_gaps_are_filled():
-    gpt2 = Tokenizer.gpt2().vocabulary()
-    with_gap = Vocabulary(
-        [*gpt2.tokens, "[PAD50257]", "<more>"], gpt2.merges, [50256, 50257, 50258]
-    )
+    small = numpygpt.load("shakespeare").tokenizer
+    whole = small.vocabulary()
+    with_gap = Vocabulary([*whole.tokens, "[PAD3072]", "<more>"], whole.merges, [3071, 3072, 3073])
     tokenizer = Tokenizer.from_vocabulary(with_gap, pathlib.Path("x"))
     assert tokenizer.vocabulary() == with_gap
-    assert tokenizer.encode("Hello<more>", allowed_special="all") == [15496, 50258]
-    gaps = {"<end>": 50256, "<more>": 50259}
-    tokens = [gpt2_bytes for i, gpt2_bytes in Tokenizer.gpt2().token_bytes.items() if i < 50256]
+    hello = small.encode("Hello")
+    assert tokenizer.encode("Hello<more>", allowed_special="all") == [*hello, 3073]
+    gaps = {"<end>": 3071, "<more>": 3074}
+    tokens = [token for i, token in small.token_bytes.items() if i < 3071]
     filled = Tokenizer(tokens, None, gaps).vocabulary()
-    assert filled.tokens[50256:] == ["<end>", "[PAD50257]", "[PAD50258]", "<more>"]
-    assert filled.special == [50256, 50257, 50258, 50259]
+    assert filled.tokens[3071:] == ["<end>", "[PAD3072]", "[PAD3073]", "<more>"]
+    assert filled.special == [3071, 3072, 3073, 3074]
 
 
 def test_vocabularies_that_are_none_are_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -624,15 +625,20 @@ def test_samples_that_wait_do_not_read_the_prompt_again(rows):
         assert_same(result, alone)
 
 
+@functools.cache
+def slid(keep: int | None, size: int | None) -> list[list[Generation]]:
+    """Two prompts, six samples of each, `size` together."""
+    o = {"n": 6, "seed": 1, "temperature": 1.4, "overflow": "slide", "keep": keep, "chunk": 1,
+         "max_new_tokens": 40, "stop_ids": [4]}  # fmt: skip
+    return MODEL.generate([[1, 2, 3, 4, 5], [3, 1]], batch=size, **o)
+
+
 @pytest.mark.parametrize("keep", [1, 7, None, N_CTX])
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_a_window_that_has_slid_is_not_what_the_next_sample_reads(size, keep):
     """The place of a sample is taken over with the prompt in its cache, if that is still there."""
-    o = {"n": 6, "seed": 1, "temperature": 1.4, "overflow": "slide", "keep": keep, "chunk": 1,
-         "max_new_tokens": 40, "stop_ids": [4]}  # fmt: skip
-    prompts = [[1, 2, 3, 4, 5], [3, 1]]
-    results = MODEL.generate(prompts, batch=size, **o)
-    assert results == MODEL.generate(prompts, **o)
+    results = slid(keep, size)
+    assert results == slid(keep, None)
     lengths = [5 + len(result.ids) for result in results[0]]
     assert min(lengths) < N_CTX < max(lengths)
 

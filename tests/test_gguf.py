@@ -14,6 +14,7 @@ import struct
 import sys
 import time
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -743,6 +744,7 @@ WHOLE = of_config(TINY, **VOCABULARY)
 DATA = len(WHOLE) - sum(-(-a.size // 8) * 32 for a in random_tensors(TINY).values())
 
 
+@pytest.mark.hostile
 def test_a_file_cut_at_any_byte_is_refused(path):
     reading.settle(path, read_bytes(path, WHOLE), {})
     padding = 32 - 4 * TINY.n_embd  # behind the last tensor, the bias of ffn_down
@@ -755,6 +757,7 @@ def test_a_file_cut_at_any_byte_is_refused(path):
             assert_holds(gguf.read(path).tensors, random_tensors(TINY, 0, np.float32))
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("mask", [0x01, 0xFF])
 def test_a_file_with_any_byte_changed_loads_or_is_refused(path, mask):
     path.write_bytes(WHOLE)
@@ -815,18 +818,22 @@ def texts(count: int, item: bytes) -> bytes:
     return TOKENS_KEY + struct.pack("<IIQ", 9, 8, count) + item * count
 
 
-LARGE = {
+LARGE: dict[str, Callable[[], bytes]] = {
     # 23 bytes in the file each, and 132 in memory
-    "wide tokens": container([ARCHITECTURE, texts(2**19, packed("str", "\U0001f600" + "a" * 11))]),
-    "a long token": container([ARCHITECTURE, texts(1, LONG)]),
-    "a long key": container([LONG + bytes(4)]),
-    "a long header": container([ARCHITECTURE, texts(1, packed("str", "a" * 13 * MIB))]),
-    "many tensors": container(infos=[info(f"tensor{i}", (0,), 0, 0) for i in range(4096)]),
+    "wide tokens": lambda: container(
+        [ARCHITECTURE, texts(2**19, packed("str", "\U0001f600" + "a" * 11))]
+    ),
+    "a long token": lambda: container([ARCHITECTURE, texts(1, LONG)]),
+    "a long key": lambda: container([LONG + bytes(4)]),
+    "a long header": lambda: container([ARCHITECTURE, texts(1, packed("str", "a" * 13 * MIB))]),
+    "many tensors": lambda: container(infos=[info(f"tensor{i}", (0,), 0, 0) for i in range(4096)]),
 }
 
 
-@pytest.mark.parametrize("content", LARGE.values(), ids=LARGE)
-def test_a_hostile_header_cannot_make_the_reader_allocate(path, content):
+@pytest.mark.hostile
+@pytest.mark.parametrize("make", LARGE.values(), ids=LARGE)
+def test_a_hostile_header_cannot_make_the_reader_allocate(path, make):
+    content = make()
     path.write_bytes(content)
     tracemalloc.start()
     try:
@@ -839,16 +846,19 @@ def test_a_hostile_header_cannot_make_the_reader_allocate(path, content):
 
 
 LISTS = packed("str", "a") + struct.pack("<IIQ", 9, 9, 2**19) + bytes(12) * 2**19
-SLOW = {
-    "short tokens": container([ARCHITECTURE, texts(2**19, packed("str", "Ġa"))]),
-    "empty lists": container([ARCHITECTURE, LISTS]),
-    "many keys": container([ARCHITECTURE, *(pair(f"key{i}", "u8", 1) for i in range(4095))]),
+SLOW: dict[str, Callable[[], bytes]] = {
+    "short tokens": lambda: container([ARCHITECTURE, texts(2**19, packed("str", "Ġa"))]),
+    "empty lists": lambda: container([ARCHITECTURE, LISTS]),
+    "many keys": lambda: container(
+        [ARCHITECTURE, *(pair(f"key{i}", "u8", 1) for i in range(4095))]
+    ),
 }
 
 
-@pytest.mark.parametrize("content", SLOW.values(), ids=SLOW)
-def test_a_hostile_header_is_gone_through_quickly(path, content):
-    path.write_bytes(content)
+@pytest.mark.hostile
+@pytest.mark.parametrize("make", SLOW.values(), ids=SLOW)
+def test_a_hostile_header_is_gone_through_quickly(path, make):
+    path.write_bytes(make())
     begin = time.process_time()
     with pytest.raises(CheckpointError, match=r"x\.gguf: gpt2.context_length is missing"):
         gguf.read(path)

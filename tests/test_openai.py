@@ -14,7 +14,7 @@ import pathlib
 import shutil
 import time
 import tracemalloc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -683,6 +683,7 @@ def changed(path: pathlib.Path, change: int) -> Iterator[int]:
                     yield at
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("change", [1, 0x80, 0xFF])
 def test_any_changed_byte_of_the_index_is_noticed(tmp_path, change):
     shutil.copytree(FIXTURE, tmp_path, dirs_exist_ok=True)
@@ -803,48 +804,54 @@ def long_names(count: int) -> bytes:
 
 # A description of 990 bytes: fields that are not known.
 LONG = b"\x48\1" * 495
-HOSTILE = {
-    "over 1 MiB": (bytes(MIB) + MAGIC, "over 1 MiB"),
-    "shared names": (large_table([long_names(100_000)]), "over 10000 arrays"),
-    "as many shared names as may be": (large_table([long_names(10_000)]), "token table"),
+HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "over 1 MiB": (lambda: bytes(MIB) + MAGIC, "over 1 MiB"),
+    "shared names": (lambda: large_table([long_names(100_000)]), "over 10000 arrays"),
+    "as many shared names as may be": (lambda: large_table([long_names(10_000)]), "token table"),
     "a name of 1 MB": (
-        large_table([FIRST + record(0, b"a" * 10**6) + RESTARTS]),
+        lambda: large_table([FIRST + record(0, b"a" * 10**6) + RESTARTS]),
         "a name of 0 + 1000000 bytes",
     ),
     "a description of 1 MB": (
-        large_table([FIRST + record(0, b"a", LONG * 1000) + RESTARTS]),
+        lambda: large_table([FIRST + record(0, b"a", LONG * 1000) + RESTARTS]),
         "with 990000 bytes of value",
     ),
     "long descriptions": (
-        large_table([block([(b"", HEADER_BYTES)] + [(b"%03d" % i, LONG) for i in range(250)])]),
+        lambda: large_table(
+            [block([(b"", HEADER_BYTES)] + [(b"%03d" % i, LONG) for i in range(250)])]
+        ),
         "token table",
     ),
     "blocks of one array": (
-        large_table([FIRST + RESTARTS, *(record(0, b"%05d" % i) + RESTARTS for i in range(10**4))]),
+        lambda: large_table(
+            [FIRST + RESTARTS, *(record(0, b"%05d" % i) + RESTARTS for i in range(10**4))]
+        ),
         "token table",
     ),
-    "blocks of nothing": (large_table([FIRST + RESTARTS] + [RESTARTS] * 35_000), "no records"),
+    "blocks of nothing": (
+        lambda: large_table([FIRST + RESTARTS] + [RESTARTS] * 35_000), "no records"
+    ),
     "terabytes": (
-        one(entry(FOUR, shape=shape_of(2**40), size=2**42)),
+        lambda: one(entry(FOUR, shape=shape_of(2**40), size=2**42)),
         "its arrays end at byte 4398046511104, the file at byte 4: truncated",
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("index", "expected"), HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_index_takes_little_time_and_memory(tmp_path, index, expected):
+@pytest.mark.hostile
+@pytest.mark.parametrize(("make", "expected"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_index_takes_little_time_and_memory(tmp_path, make, expected):
+    index = make()
     put(tmp_path, {INDEX: index, DATA: FOUR if "truncated" in expected else b""})
-    started = time.process_time()
-    with pytest.raises(CheckpointError) as caught:
-        openai.read(tmp_path / INDEX)
-    seconds = time.process_time() - started
-    assert expected in str(caught.value)
     tracemalloc.start()
+    started = time.process_time()
     try:
-        with pytest.raises(CheckpointError):
+        with pytest.raises(CheckpointError) as caught:
             openai.read(tmp_path / INDEX)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert seconds < 10
+    # Tracing takes several times as long as reading, which may take 10 s.
+    assert time.process_time() - started < 20
+    assert expected in str(caught.value)
     assert peak < 2 * len(index) + 64 * MIB

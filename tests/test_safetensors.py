@@ -342,6 +342,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_header_cannot_make_the_reader_allocate(path, content):
     path.write_bytes(content)
@@ -356,6 +357,7 @@ def test_a_hostile_header_cannot_make_the_reader_allocate(path, content):
     assert peak < len(content) + slack
 
 
+@pytest.mark.hostile
 def test_finding_a_repeated_key_among_many_takes_seconds_not_hours(path):
     # Counting each of 200,000 keys would take minutes; a set finds the second one at once.
     keys = [f'"{i:x}":0' for i in range(200_000)]

@@ -42,7 +42,7 @@ FRAGMENTS = [
 TEXTS = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=8))).map("".join)
 
 # Every character of the texts that Python encodes.
-WESTERN = [chr(code) for code in range(0x110000) if regex.fullmatch(bpe.WESTERN, chr(code))]
+WESTERN = list("".join(regex.findall(bpe.WESTERN, "".join(map(chr, range(0x110000))))))
 WESTERN_TEXTS = st.lists(
     st.sampled_from([f for f in FRAGMENTS if regex.fullmatch(bpe.WESTERN, f)])
     | st.text(WESTERN, max_size=8)

@@ -1019,11 +1019,13 @@ def names_tuple(start: int) -> bytes:
     return b"(" + b"".join(tw.name(f"{start}{i:x}", "CfgNode") for i in range(MOST - 50)) + b"t"
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("make", SMALL_BOMBS.values(), ids=SMALL_BOMBS)
 def test_small_bombs_are_cheap(tmp_path, make):
     assert assert_cheap(write(tmp_path, make(), "model.pt")) != ""
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("make", TIME_BOMBS.values(), ids=TIME_BOMBS)
 def test_bombs_of_many_parts_take_seconds(tmp_path, make):
     path = write(tmp_path, make(), "model.pt")
@@ -1032,6 +1034,7 @@ def test_bombs_of_many_parts_take_seconds(tmp_path, make):
         gc.collect()
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("make", MEMORY_BOMBS.values(), ids=MEMORY_BOMBS)
 def test_bombs_of_memory_are_cheap(tmp_path, make):
     assert assert_cheap(write(tmp_path, make(), "model.pt")) != ""
@@ -1106,6 +1109,7 @@ SLOW_BOMBS = {
 }  # fmt: skip
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("make", SLOW_BOMBS.values(), ids=SLOW_BOMBS)
 def test_no_file_takes_quadratic_time(tmp_path, make):
     path = write(tmp_path, make(), "model.pt")
@@ -1139,6 +1143,7 @@ def old_name(name: str) -> str:
     return ".".join(parts)
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
 def test_a_layer_stored_once_and_used_a_hundred_times_costs_no_memory_of_a_hundred(tmp_path, old):
     config = Config(vocab_size=8, n_ctx=4, n_embd=96, n_layer=150, n_head=2,
@@ -1214,6 +1219,7 @@ ZIP_BOMBS = {
 }  # fmt: skip
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("make", ZIP_BOMBS.values(), ids=ZIP_BOMBS)
 def test_archives_with_absurd_directories_are_cheap(tmp_path, make):
     assert assert_cheap(write(tmp_path, make(), "model.pt")) != ""
@@ -1258,6 +1264,7 @@ def tiny_entries() -> list[tw.Entry]:
 EIGHT = (1, 2, 4, 8, 16, 32, 64, 255)
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_a_file_cut_at_any_byte_is_refused(tmp_path, kind):
     path = write(tmp_path, DAMAGED[kind](), config=TINY)
@@ -1269,6 +1276,7 @@ def test_a_file_cut_at_any_byte_is_refused(tmp_path, kind):
             assert checkpoints.inspect(path).problems
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_a_file_with_any_byte_changed_is_a_model_or_refused(tmp_path, kind):
     """Every byte, with one of eight changes by turns."""
@@ -1283,6 +1291,7 @@ def test_a_file_with_any_byte_changed_is_a_model_or_refused(tmp_path, kind):
     assert refused > len(content) // 3
 
 
+@pytest.mark.hostile
 def test_a_real_file_cut_or_changed_anywhere_is_a_model_or_refused(tmp_path):
     """Every 41st byte, so that it takes a second; the small files above go through all."""
     path = tmp_path / "model.pt"

@@ -33,9 +33,10 @@ Layer norm
     halves the error of the variance; but where one feature is a thousand times the others, as in
     GPT-2's stream, the squares of the others are rounded in one direction, and the half is needed.
 Softmax
-    exp(x - max) turns the absolute error of its argument, ``u |x - max|`` and ``u |x|`` for a
-    score that was recorded with fewer bits, into a relative one; the exponential, the division
-    and the stored result add ``4 u``, the sum of positive numbers ``c sqrt(n) s``.
+    exp(x - max) turns the absolute error of its argument into a relative one: ``u |x - max|``,
+    and ``u (|x| + |max|)`` for scores that were recorded with fewer bits, or multiplied by log2(e)
+    for an exponential of 2. The exponential, the division and the stored result add ``4 u``, the
+    sum of positive numbers ``c sqrt(n) s``.
 Activation functions
     Every formula for GELU, sigmoid and their like multiplies x by a number between 0 and 1 that
     is itself computed as a difference or sum with 1: ``4 u (|x| + |y|)``, not so many units of y.
@@ -206,8 +207,9 @@ def _scores(program: Program, layer: int, qkv: Array, *, y: Array, a: Arithmetic
 
 def _pattern(program: Program, layer: int, scores: Array, *, y: Array, a: Arithmetic) -> Bound:
     seen = np.where(future(scores.shape[1]), -np.inf, scores)
-    below = seen.max(-1, keepdims=True) - seen
-    argument = np.where(np.isfinite(below), below + np.abs(seen), 0.0)
+    largest = seen.max(-1, keepdims=True)
+    below = largest - seen
+    argument = np.where(np.isfinite(below), below + np.abs(seen) + np.abs(largest), 0.0)
     # Not only to first order: in bfloat16 the error of an argument of -80 is 0.3.
     relative = np.expm1(np.minimum(a.u * (argument + 4), 50))
     return plus(sum_of(scores.shape[-1], y, a.sums), relative * y)

@@ -397,8 +397,12 @@ def _arithmetics(trial: _Trial) -> Iterator[Explanation]:
             coarser.append((f"{words} {name}", ARITHMETICS[name]))
         else:
             words = f"products or sums in about {bits} bits ({name}{', tf32' * (bits == 11)})"
-            finest_first = ({"u": u}, {"factors": u}, {"u": u, "sums": u, "factors": u})
-            coarser += [(words, own._replace(**each)) for each in finest_first]
+            finest_first = (
+                own._replace(u=u),
+                own._replace(factors=u),
+                own._replace(u=u, sums=u, factors=u),
+            )
+            coarser += [(words, each) for each in finest_first]
     for words, other in coarser:
         (again,) = expect(trial.program, [trial.name], trial.given, other)
         ratios = apart(trial.name, observed, again.value, again.bound.likely, other)
