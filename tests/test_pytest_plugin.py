@@ -138,6 +138,8 @@ def run(folder: pathlib.Path, *options: str) -> str:
     (folder / "test_port.py").write_text(TESTS)
     (folder / "pytest.ini").write_text("[pytest]\n")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "100"}
+    # Where numpygpt is installed, pytest loads the plugin by itself; here it is named.
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, str(folder)],
         capture_output=True, text=True, check=False, env=environment, cwd=folder,

@@ -65,10 +65,10 @@ from .operations import Program, future, heads_of, kind_of, layer_of
 
 __all__ = ["SUMS", "Bound", "bound"]
 
-# c, the constant of sums. In one long chain of n terms of one sign the partial sums grow like
-# k A / n, and roundings that are spread evenly over +-s times them have a standard deviation of
-# s A sqrt(n) / 3. 2.5 is 7.5 of these: exceeded by one number in 10**13. Every other order stays
-# further below (scripts/calibrate_bounds.py measures by how much).
+# c, the constant of sums: between 4 and 10 standard deviations of what was measured. In one long
+# chain of n terms of one sign and size they are a quarter of s A sqrt(n) (evenly spread roundings
+# of partial sums that grow like k A / n would give a third); where one term is nearly all of A from
+# the start, 0.58 of it. Every other order stays further below (scripts/rounding-table.md).
 SUMS = 2.5
 
 
